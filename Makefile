@@ -1,0 +1,31 @@
+# make run    execute notebooks 01 to 05 and print the comparison   (TIER=embedded|hub|synthetic make run chooses the models)
+# make test   run every test, and every notebook as a test
+# make lab    open JupyterLab on the notebooks
+# make data   build the small models in data/ again from their seed
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lab data clean
+
+run: .venv/ready
+	@$(BIN)/python -m helpers.run
+
+test: .venv/ready
+	@$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=900 notebooks tests
+
+lab: .venv/ready
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+data: .venv/ready
+	@$(BIN)/python -m data.build
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "This course needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another one, e.g. make run PYTHON=python3.12" % v)'
+	@echo "Setting up .venv (once; it takes a few minutes) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf .venv results

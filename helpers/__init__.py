@@ -1,0 +1,14 @@
+"""What the notebooks call: a module a question.
+
+steps    which model does a step load, and how large is it?
+tiers    which checkpoints can this machine use?
+synthetic  write full-size checkpoints with random weights
+loading  load a step's model, look into a layer, free the memory
+timing   how long did ``generate`` take, and where did the time go?
+ledger   what was measured so far?
+article  what did the article measure and claim?
+compare  what do the four steps show together?
+plots    draw it, with the same facts as text
+
+``import helpers`` stays light: torch and transformers are imported by the function that needs them.
+"""

@@ -1,0 +1,138 @@
+"""What do the four steps show together? Relative changes as the article states them, conclusions in computed words, a report."""
+
+from helpers.article import ARTICLE, article_rows
+from helpers.plots import TITLES, comparison_table, source
+from helpers.timing import seconds
+
+QUANTITIES = {"cpu_total_s": "CPU total", "wall_s": "wall"}
+
+
+def change(before, after):
+    """Relative change from ``before`` to ``after`` in percent; negative means less."""
+    return 100 * (after - before) / before
+
+
+def relative_changes(rows):
+    """Return [(claim, change)], one for each change that the article states, computed from ``rows`` ({step: row}).
+
+    claim is the entry of ``data/article.json``; change is in the claim's unit (% or s), None if one of its two steps is not in rows.
+    """
+    changes = []
+    for claim in ARTICLE["claims"]:
+        before, after = (rows.get(claim[end], {}).get(claim["quantity"]) for end in ("from", "to"))
+        if before is None or after is None:
+            changes.append((claim, None))
+        else:
+            changes.append((claim, after - before if claim["unit"] == "s" else change(before, after)))
+    return changes
+
+
+def changes_table(rows):
+    """Return a table (pandas.DataFrame): what the article says, what its own figures give, what ``rows`` ({step: row}) give."""
+    import pandas as pd
+
+    def shown(value, unit):
+        return "not measured" if value is None else f"{value:+.2f} s" if unit == "s" else f"{value:+.0f} %"
+
+    lines = {
+        f"{QUANTITIES[claim['quantity']]}, step {claim['from']} to {claim['to']}" + (" (seconds)" if claim["unit"] == "s" else ""): {
+            "article says": shown(claim["stated"], claim["unit"]),
+            "from its table": shown(theirs, claim["unit"]),
+            "yours": shown(ours, claim["unit"]),
+        }
+        for (claim, theirs), (_, ours) in zip(relative_changes(article_rows()), relative_changes(rows))
+    }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("change")
+
+
+def completions_table(rows):
+    """Return a table (pandas.DataFrame) of the completions: the article's and those in ``rows`` ({step: row})."""
+    import pandas as pd
+
+    theirs = article_rows()
+    lines = {
+        TITLES[n]: {"the article": repr(theirs[n]["completion"]), "yours": repr(rows[n]["completion"]) if n in rows else "not measured"}
+        for n in TITLES
+    }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
+
+
+def conclusions(rows):
+    """Return what ``rows`` ({step: ledger row}) show, as sentences; each follows from the figures, none is written in advance."""
+    if not rows:
+        return ["Nothing was measured yet: run notebooks 01 to 04 first."]
+    missing = [str(n) for n in TITLES if n not in rows]
+    said = [f"Step {' and '.join(missing)} not measured yet: run the notebook first."] if missing else []
+    if 1 in rows and 4 in rows:
+        ours, theirs = change(rows[1]["wall_s"], rows[4]["wall_s"]), change(*(article_rows()[n]["wall_s"] for n in (1, 4)))
+        agree = "the same direction" if ours * theirs > 0 else "the other direction"
+        said.append(
+            f"First call, step 1 to step 4: {abs(ours):.0f} % {'less' if ours < 0 else 'more'} wall time here, "
+            f"{abs(theirs):.0f} % less in the article: {agree}."
+        )
+    warm = {n: r for n, r in rows.items() if r.get("warm_wall_s")}
+    if warm:
+        ratios = {n: r["wall_s"] / r["warm_wall_s"] for n, r in warm.items()}
+        low, high = min(ratios.values()), max(ratios.values())
+        said.append(
+            f"A first call took {low:.1f} to {high:.1f} times as long as a warm one: one cold call measures start-up and decoding together."
+        )
+    if 1 in warm and 4 in warm:
+        cold, hot = (change(rows[1][k], rows[4][k]) for k in ("wall_s", "warm_wall_s"))
+        said.append(f"Step 1 to step 4, wall: {cold:+.0f} % for the first call, {hot:+.0f} % for a warm one.")
+    if 3 in warm and 4 in warm:
+        larger = change(rows[3]["tpot_s"], rows[4]["tpot_s"])
+        said.append(
+            f"13B against 7B, both GPTQ: {larger:+.0f} % time per output token with {rows[4]['weight_bytes'] / rows[3]['weight_bytes']:.2f} "
+            "times the bytes" + (", so the larger model is not faster at decoding." if larger > 0 else ", less than its bytes suggest.")
+        )
+    timed = {n: r["tpot_s"] for n, r in warm.items() if r.get("tpot_s")}
+    if len(timed) > 1:
+        fast, slow = min(timed, key=timed.get), max(timed, key=timed.get)
+        said.append(
+            f"Decoding is fastest in step {TITLES[fast]} ({seconds(timed[fast])} a token) and slowest in step {TITLES[slow]} "
+            f"({seconds(timed[slow])} a token)."
+        )
+    if 2 in rows:
+        said += [_against_bf16(rows, n) for n in (1, 3) if n in rows]
+    if any(r["tier"] == "embedded" for r in rows.values()):
+        size = max(r["parameters"] for r in rows.values()) / 1e6
+        said.append(f"These are models of at most {size:.1f} million parameters: the figures say how the formats behave, not how fast Llama-2 is.")
+    return said
+
+
+def report(rows):
+    """Return everything above as one Markdown text, with the place and the dates of the measurements."""
+    if not rows:
+        return "Nothing was measured yet.\n"
+    dates = sorted(r["date"] for r in rows.values())
+    return "\n\n".join([
+        f"# The four steps ({source(next(iter(rows.values())))})",
+        f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
+        _markdown(comparison_table(rows)),
+        "## The article's changes",
+        _markdown(changes_table(rows)),
+        "## Completions",
+        _markdown(completions_table(rows)),
+        "## What your figures show",
+        "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
+    ]) + "\n"
+
+
+def _against_bf16(rows, number):
+    """Whether step ``number`` wrote the same text as the unquantised model, and with which share of its bytes."""
+    ours, base = rows[number], rows[2]
+    share = f"{ours['weight_bytes'] / base['weight_bytes']:.0%} of the bytes of bf16".replace("%", " %")
+    if ours["checkpoint"] == base["checkpoint"] or ours["tier"] == "embedded":
+        same = "the same text" if ours["completion"] == base["completion"] else "another text"
+        return f"{TITLES[number]}: {share}, and it writes {same} as bf16." if same == "the same text" else f"{TITLES[number]}: {share}, and it writes {same}."
+    return f"{TITLES[number]}: {share}; its checkpoint is another one ({ours['checkpoint']}), so the texts can't be compared."
+
+
+def _markdown(table):
+    """A DataFrame as a Markdown table, columns aligned for reading in a terminal."""
+    cells = [[table.index.name, *table.columns], *([str(i), *map(str, r)] for i, r in zip(table.index, table.to_numpy()))]
+    cells = [[c.replace("|", "\\|") for c in line] for line in cells]
+    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

@@ -1,0 +1,140 @@
+"""What was measured so far? An append-only file of JSON lines, one row a measured step: ``results/ledger.jsonl``."""
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from helpers.article import ROOT
+from helpers.tiers import device_name, get_device
+
+SCHEMA = 1
+PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
+REQUIRED = {
+    "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str,
+    "cpu_total_s": (int, float), "user_s": (int, float), "sys_s": (int, float), "wall_s": (int, float), "completion": str,
+}
+
+
+def results_dir():
+    """The folder for everything that a run leaves: the environment variable RESULTS_DIR, by default ``results/`` in the project."""
+    folder = Path(os.environ.get("RESULTS_DIR") or ROOT / "results")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def make_row(step, timing, model, prediction=None):
+    """Return the ledger row (a dict that JSON can hold) of ``timing``, measured on ``model``, which ``step`` loaded.
+
+    user_s, sys_s, cpu_total_s, wall_s and ttft_s are those of the cold call, as in the article. Times in seconds, sizes in bytes.
+    prediction: the reader's guess of wall_s.
+    """
+    from helpers.loading import weight_bytes
+
+    layer = model.model.layers[0].self_attn.q_proj
+    return {
+        "schema": SCHEMA,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "step": step.number,
+        "title": step.title,
+        "tier": step.tier,
+        "device": device_name(get_device(str(model.device))),
+        "checkpoint": Path(step.checkpoint).name if step.is_folder else step.checkpoint,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "format": step.format,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "layer_class": type(layer).__name__,
+        "note": step.note,
+        "prompt": timing.prompt,
+        "prompt_tokens": timing.prompt_tokens,
+        "new_tokens": timing.new_tokens,
+        "completion": timing.text,
+        "user_s": timing.cold.user,
+        "sys_s": timing.cold.sys,
+        "cpu_total_s": timing.cold.cpu_total,
+        "wall_s": timing.cold.wall,
+        "ttft_s": timing.cold.ttft,
+        "warm": [asdict(c) for c in timing.warm],
+        "warm_wall_s": timing.median("wall"),
+        "warm_wall_iqr_s": timing.iqr("wall"),
+        "warm_ttft_s": timing.median("ttft"),
+        "tpot_s": timing.median("tpot"),
+        "decode_tokens_per_s": timing.decode_rate,
+        "prediction_wall_s": prediction,
+        "parameters": step.shape.parameters,
+        "weight_bytes": weight_bytes(model),
+        "peak_gpu_allocated_bytes": timing.peak_gpu_allocated,
+        "peak_gpu_reserved_bytes": timing.peak_gpu_reserved,
+        "peak_rss_bytes": timing.peak_rss,
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def append(row, path=None):
+    """Append ``row`` to the ledger in one write, so that an interruption or a second notebook cannot mix or cut lines."""
+    path = Path(path or results_dir() / "ledger.jsonl")
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and _last_byte(descriptor, size) != b"\n":  # an earlier write was cut off: leave it, begin a new line
+            line = "\n" + line
+        os.write(descriptor, line.encode("utf-8"))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path=None):
+    """Return the ledger's rows, oldest first. Lines that are cut off or of another kind are reported and skipped, never changed."""
+    path = Path(path or results_dir() / "ledger.jsonl")
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        problem = None
+        try:
+            row = json.loads(line)
+            problem = _problem(row)
+        except ValueError:
+            problem = "is not valid JSON (a write was cut off?)"
+        if problem:
+            print(f"{path.name}, line {number} {problem}: skipped.", file=sys.stderr)
+        else:
+            rows.append(row)
+    return rows
+
+
+def latest(rows, tier, device):
+    """Return {step number: its newest row} among ``rows`` measured on ``tier`` and ``device``, in the steps' order."""
+    chosen = {row["step"]: row for row in rows if row["tier"] == tier and row["device"] == device}
+    return dict(sorted(chosen.items()))
+
+
+def _problem(row):
+    """Why ``row`` is not a row of this ledger, or None."""
+    if not isinstance(row, dict) or row.get("schema") != SCHEMA:
+        return f"is not of schema {SCHEMA}"
+    wrong = [k for k, kind in REQUIRED.items() if not isinstance(row.get(k), kind) or isinstance(row.get(k), bool)]
+    return f"lacks a usable {wrong[0]!r}" if wrong else None
+
+
+def _last_byte(descriptor, size):
+    os.lseek(descriptor, size - 1, os.SEEK_SET)
+    return os.read(descriptor, 1)
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,207 @@
+"""Load a step's model, look into a layer, free the memory again."""
+
+import contextlib
+import gc
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+import weakref
+from pathlib import Path
+
+from helpers import tiers
+from helpers.errors import CheckpointError, NotEnoughMemoryError
+from helpers.steps import Shape, read_json
+
+_loaded = {}  # the model loaded last, as a weak reference, and the memory in use after it was loaded
+
+
+def load_arguments(step, device=None):
+    """Return the keyword arguments of ``AutoModelForCausalLM.from_pretrained`` for ``step``, the checkpoint's name included.
+
+    The article's arguments, with two differences: 8-bit is asked for with a BitsAndBytesConfig (``load_in_8bit=`` has left
+    transformers), and GPTQ's activations are bfloat16 on a CPU, where float16 arithmetic is slow.
+    Raises DeviceError if ``device`` is not there.
+    """
+    import torch
+
+    device = tiers.get_device(device)
+    dtype = step.dtype if device != "cpu" or step.format != "gptq" else "bfloat16"
+    arguments = {"pretrained_model_name_or_path": step.checkpoint}
+    if step.format == "int8":
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    arguments |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
+    if not step.is_folder:
+        arguments["revision"] = step.revision
+    return arguments
+
+
+def show_call(step, device=None):
+    """Print the transformers call that ``load`` makes for ``step``, as one would type it."""
+    print("AutoModelForCausalLM.from_pretrained(")
+    for name, value in load_arguments(step, device).items():
+        if name == "pretrained_model_name_or_path":
+            value = os.path.relpath(value) if step.is_folder else value
+            print(f"    {value!r},")
+        elif name == "quantization_config":
+            print(f"    {name}=BitsAndBytesConfig(load_in_8bit=True),")
+        else:
+            print(f"    {name}={value!r},")
+    print(")")
+
+
+def load(step, device=None):
+    """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, and print the memory before and after.
+
+    Returns (model, tokenizer). Raises CheckpointError, NotEnoughMemoryError or DeviceError before anything large is read.
+    """
+    arguments = load_arguments(step, device)
+    device = arguments["device_map"][""]
+    if step.is_folder:
+        check_folder(step.checkpoint)
+    before = memory_in_use(device)
+    check_memory(step.bytes, device)
+    with quiet():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if step.format == "gptq":
+            import gptqmodel  # noqa: F401  transformers imports it too, with a banner of a page
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision)
+        with quiet(keep_stderr=True):
+            model = AutoModelForCausalLM.from_pretrained(**arguments)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{step.checkpoint} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    after = memory_in_use(device)
+    _loaded.update(model=weakref.ref(model), after=after, device=device)
+    print(f"Weights: {weight_bytes(model) / 1e6:,.1f} MB. {_place(device)}: {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB after.")
+    return model, tokenizer
+
+
+def release():
+    """Free the memory of models that no variable holds any more, print before and after, return the bytes still in use.
+
+    Write ``del model`` (and any layer or tensor of it) first. If the model is still held, the sentence says so.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif sys.platform.startswith("linux"):  # glibc keeps freed memory for itself unless it is asked
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    device = _loaded.get("device", tiers.get_device())
+    now = memory_in_use(device)
+    if "after" in _loaded:
+        print(f"{_place(device)}: {_loaded['after'] / 1e6:,.0f} MB with the model, {now / 1e6:,.0f} MB now.")
+    if "model" in _loaded and _loaded["model"]() is not None:
+        print("The model is still in memory, because a variable (or Out[…]) holds it or a part of it: del it, then call release() again.")
+    return now
+
+
+def weight_bytes(model):
+    """Bytes of all tensors that ``model`` would save: weights, and the scales and indices of its quantised layers."""
+    return sum(t.numel() * t.element_size() for t in _stored(model).values())
+
+
+def layer_table(layer):
+    """Return a table (pandas.DataFrame) of the tensors that a linear layer stores: name, dtype, shape, bytes."""
+    import pandas as pd
+
+    rows = [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape), t.numel() * t.element_size()) for n, t in _stored(layer).items()]
+    return pd.DataFrame(rows, columns=["tensor", "dtype", "shape", "bytes"]).set_index("tensor")
+
+
+def _stored(module):
+    """{name: tensor} of what ``module`` stores, without single numbers (bitsandbytes keeps a format mark of one byte a layer)."""
+    return {name: t for name, t in module.state_dict().items() if t.ndim}
+
+
+def read_tensor(step, name):
+    """Return the tensor ``name`` as it stands in ``step``'s checkpoint file, on the CPU, before any library has touched it."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    def path(file, **options):
+        return cached_file(step.checkpoint, file, revision=step.revision, **options)
+
+    index = path("model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    file = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"][name] if index else "model.safetensors"
+    with safe_open(path(file), framework="pt") as tensors:
+        return tensors.get_tensor(name)
+
+
+def check_folder(folder):
+    """Raise CheckpointError unless ``folder`` holds a complete Llama checkpoint in safetensors: every shard there, none cut off."""
+    folder = Path(folder)
+    Shape.from_config(folder)
+    index = "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if (folder / index).is_file():
+        names = sorted(set(read_json(folder, index).get("weight_map", {}).values()))
+    for name in names:
+        shard = folder / name
+        if not shard.is_file():
+            raise CheckpointError(f"{folder} lacks {name}, which its index names: fetch or build the checkpoint again.")
+        if not _is_complete(shard):
+            raise CheckpointError(f"{shard} is cut off or damaged ({shard.stat().st_size:,} bytes): fetch or build the checkpoint again.")
+
+
+def _is_complete(shard):
+    """Whether a safetensors file has exactly the length that its header announces (https://huggingface.co/docs/safetensors)."""
+    with open(shard, "rb") as file:
+        try:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= shard.stat().st_size else {}
+            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        except ValueError:
+            return False
+    return shard.stat().st_size == 8 + length + end
+
+
+def free_memory(device):
+    """Free bytes on ``device``: of the GPU's memory, or of the host's that programs can still get."""
+    import psutil
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+
+
+def check_memory(weights, device):
+    """Raise NotEnoughMemoryError if ``weights`` bytes and the overhead that comes with them are more than is free on ``device``."""
+    need, free = weights + tiers.OVERHEAD, free_memory(device)
+    if need > free:
+        raise NotEnoughMemoryError(
+            f"This step needs about {need / 1e9:.1f} GB on {device} and {free / 1e9:.1f} GB are free: release other models or restart"
+            " other notebooks, or set TIER=embedded for the small models."
+        )
+
+
+def memory_in_use(device):
+    """Bytes that this process uses on ``device``: allocated by torch on a GPU, the resident set on the host."""
+    import psutil
+    import torch
+
+    return torch.cuda.memory_allocated(device) if device.startswith("cuda") else psutil.Process().memory_info().rss
+
+
+def _place(device):
+    return "GPU memory" if device.startswith("cuda") else "Host memory of this notebook"
+
+
+@contextlib.contextmanager
+def quiet(keep_stderr=False):
+    """Hide what the libraries print on import and while loading; progress bars (stderr) stay with ``keep_stderr``."""
+    for name in ("torchao", "torch.utils._pytree", "gptqmodel", "transformers", "optimum"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        with contextlib.nullcontext() if keep_stderr else contextlib.redirect_stderr(io.StringIO()):
+            yield

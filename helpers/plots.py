@@ -1,0 +1,108 @@
+"""Draw what was measured. Every chart has the same facts as text: the sentence is printed below it and is its alternative text."""
+
+import io
+
+from helpers.article import article_rows
+from helpers.timing import seconds
+
+TITLES = {1: "1: 7B 8-bit", 2: "2: 7B bf16", 3: "3: 7B GPTQ", 4: "4: 13B GPTQ"}
+COLOURS = {"CPU total": "#0072b2", "wall": "#e69f00"}  # Okabe and Ito's palette: distinct to colour-blind readers too
+HATCHES = {"CPU total": "///", "wall": ""}
+KEYS = {"CPU total": "cpu_total_s", "wall": "wall_s"}
+
+
+def source(row):
+    """Where ``row`` was measured, for a title: the tier and the device of a ledger row, or the article's platform."""
+    return f"{row['tier']} tier, {row['device']}" if "tier" in row else "the article: Llama-2 on a T4, October 2023"
+
+
+def comparison_table(rows):
+    """Return the cumulative table (pandas.DataFrame, one line a step) of ledger ``rows`` ({step: row})."""
+    import pandas as pd
+
+    lines = {
+        TITLES[number]: {
+            "user": seconds(row["user_s"]),
+            "sys": seconds(row["sys_s"]),
+            "CPU total": seconds(row["cpu_total_s"]),
+            "wall": seconds(row["wall_s"]),
+            "warm wall": seconds(row.get("warm_wall_s")),
+            "tokens/s": "-" if row.get("decode_tokens_per_s") is None else f"{row['decode_tokens_per_s']:,.1f}",
+            "weights": "-" if row.get("weight_bytes") is None else f"{row['weight_bytes'] / 1e6:,.1f} MB",
+        }
+        for number, row in rows.items()
+    }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
+
+
+def comparison_chart(rows, save_as=None):
+    """Draw CPU total and wall of the cold call for each step in ``rows`` ({step: row}); steps not measured yet keep their place.
+
+    The title names tier and device. save_as: a path for the PNG. Returns what a notebook shows, see ``show``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    _bars(axes, rows)
+    where = source(next(iter(rows.values()))) if rows else "nothing measured yet"
+    axes.set_title(f"First call of generate, 15 new tokens\n({where})", fontsize=10)
+    return show(figure, comparison_text(rows), save_as)
+
+
+def side_by_side_chart(rows, save_as=None):
+    """Draw the article's figures (left) and ``rows`` ({step: row}, right), each on its own scale. Returns what ``show`` returns."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2), (article_rows(), rows)):
+        _bars(axes, part)
+        where = source(next(iter(part.values()))) if part else "nothing measured yet"
+        axes.set_title(_wrap(where), fontsize=10)
+    figure.suptitle("First call of generate, 15 new tokens")
+    text = f"Left, {comparison_text(article_rows())}\nRight, {comparison_text(rows)}"
+    return show(figure, text, save_as)
+
+
+def comparison_text(rows):
+    """The facts of ``comparison_chart`` as one sentence."""
+    if not rows:
+        return "nothing measured yet."
+    parts = [f"{TITLES[n]} took {seconds(r['wall_s'])} wall and {seconds(r['cpu_total_s'])} CPU total" for n, r in rows.items()]
+    return f"{source(next(iter(rows.values())))}: " + "; ".join(parts) + "."
+
+
+def show(figure, text, save_as=None):
+    """Turn ``figure`` into a PNG with ``text`` as its alternative text, print the text, return the image for the notebook to show."""
+    from IPython.display import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    if save_as:
+        with open(save_as, "wb") as file:
+            file.write(buffer.getvalue())
+    print(text)
+    return Image(buffer.getvalue(), alt=text)
+
+
+def _bars(axes, rows):
+    """Two bars a step, CPU total and wall, each with its value; a dash where a step was not measured."""
+    highest = max((row[key] for row in rows.values() for key in KEYS.values()), default=1)
+    for side, (name, key) in zip((-0.2, 0.2), KEYS.items()):
+        for place, number in enumerate(TITLES):
+            value = rows[number][key] if number in rows else 0
+            label = name if place == 0 else None
+            axes.bar(place + side, value, 0.38, color=COLOURS[name], hatch=HATCHES[name], edgecolor="white", label=label)
+            text = seconds(value) if number in rows else "–"
+            axes.text(place + side, value + highest / 60, text, ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(range(len(TITLES)), TITLES.values())
+    axes.set_ylabel("seconds")
+    axes.set_ylim(0, highest * 1.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def _wrap(text):
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, 52))

@@ -1,0 +1,98 @@
+"""Execute the notebooks in order and leave what they produce in ``results/``: ``python -m helpers.run [name …]``.
+
+A name is the beginning of a notebook's file name, e.g. ``03``; without names, all notebooks run.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from helpers import ledger, tiers
+from helpers.article import ROOT
+from helpers.errors import CourseError
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def execute(path, output):
+    """Execute the notebook ``path`` in a kernel of its own and save it, with its outputs, as ``output``.
+
+    Prints a line a cell. Raises CellExecutionError if a cell fails and DeadKernelError if the kernel dies; what ran until
+    then is saved.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    started = time.perf_counter()
+
+    def announce(cell, cell_index):
+        nonlocal started
+        started = time.perf_counter()
+        first_line = next((line for line in cell.source.splitlines() if line.strip()), "")
+        print(f"  cell {code.index(cell_index) + 1:2d}/{len(code)}  {first_line[:70]:<70}", end="", flush=True)
+
+    def report(cell, cell_index, execute_reply):
+        print(f" {time.perf_counter() - started:6.1f} s", flush=True)
+
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        extra_arguments=["--IPKernelApp.log_level=40"],  # no warnings about how the kernel is reached
+        on_cell_execute=announce,
+        on_cell_executed=report,
+    )
+    try:
+        client.execute()
+    finally:
+        nbformat.write(notebook, output)
+
+
+def main(names):
+    """Run the notebooks whose file names begin with one of ``names`` (all without any); return the exit status."""
+    paths = [p for p in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")) if not names or p.name.startswith(tuple(names))]
+    if not paths:
+        print(f"No notebook in {NOTEBOOKS} begins with {' or '.join(names)}.", file=sys.stderr)
+        return 2
+    try:
+        tier, reason = tiers.choose_tier()
+        print(f"Tier: {tier}. {reason}".rstrip(), flush=True)
+        os.environ["TIER"] = tier  # one tier for all notebooks of a run, even if the network goes away meanwhile
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 2
+    results = ledger.results_dir()
+    for count, path in enumerate(paths, start=1):
+        started = time.perf_counter()
+        print(f"[{count}/{len(paths)}] {path.name}", flush=True)
+        try:
+            execute(path, results / path.name)
+        except CellExecutionError as error:
+            print(f"\n{path.name} stopped: {error.ename}: {error.evalue}\nSee {results / path.name} for all output.", file=sys.stderr)
+            return 1
+        except DeadKernelError:
+            print(f"\n{path.name} stopped: its kernel died, most likely because the memory ran out. Set TIER=embedded.", file=sys.stderr)
+            return 1
+        print(f"  done in {time.perf_counter() - started:.1f} s", flush=True)
+    comparison = results / "comparison.md"
+    if comparison.is_file():
+        print(f"\n{comparison.read_text(encoding='utf-8')}")
+    print(f"In {_shown(results)}: the executed notebooks, ledger.jsonl, comparison.md and comparison.png.")
+    return 0
+
+
+def _shown(path):
+    """``path`` relative to the current folder where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. What was measured so far is in the ledger.")

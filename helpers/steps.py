@@ -1,0 +1,179 @@
+"""Which model does a step load, and how large is it?
+
+The catalogue is data: four steps, each with one checkpoint per tier. Sizes are computed from the model's shape, not looked up.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from helpers.article import ROOT
+from helpers.errors import CheckpointError, UnknownStepError
+
+CHECKPOINTS = ROOT / "data" / "checkpoints"
+FORMATS = ("bf16", "int8", "gptq")
+
+
+def read_json(folder, name):
+    """Return the JSON object in ``folder/name``. Raises CheckpointError if there is none."""
+    try:
+        content = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{folder} has no readable {name}: it is not a checkpoint, or a download was cut off.")
+    return content
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes in a Llama's ``config.json`` that decide how many bytes it has (no grouped-query attention, untied head)."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    vocab_size: int = 32000
+
+    @classmethod
+    def from_config(cls, folder):
+        """Read the shape from ``folder/config.json``. Raises CheckpointError unless it is a Llama's."""
+        config = read_json(folder, "config.json")
+        if config.get("model_type") != "llama":
+            raise CheckpointError(f"{folder} holds a {config.get('model_type')!r} model: this course loads Llama checkpoints only.")
+        return cls(*(config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")))
+
+    def linears(self):
+        """(in features, out features) of the seven linear layers of one block: q, k, v, o, gate, up, down."""
+        h, i = self.hidden_size, self.intermediate_size
+        return [(h, h)] * 4 + [(h, i)] * 2 + [(i, h)]
+
+    @property
+    def linear_parameters(self):
+        """Weights in the linear layers of all blocks: what 8-bit and GPTQ quantise."""
+        return self.num_hidden_layers * sum(n * m for n, m in self.linears())
+
+    @property
+    def other_parameters(self):
+        """Embedding table, output head and norms: these stay in 16 bits in all three formats."""
+        return 2 * self.vocab_size * self.hidden_size + (2 * self.num_hidden_layers + 1) * self.hidden_size
+
+    @property
+    def parameters(self):
+        """All parameters of the unquantised model."""
+        return self.linear_parameters + self.other_parameters
+
+    def weight_bytes(self, format, group_size=128):
+        """Bytes of all tensors in ``format``.
+
+        bf16: 2 bytes a parameter. int8 (LLM.int8(), https://arxiv.org/abs/2208.07339): 1 byte a weight and one float32 scale a row.
+        gptq (https://arxiv.org/abs/2210.17323, layout of AutoGPTQ): half a byte a weight; for each group of ``group_size`` inputs and
+        each output one float16 scale and a 4-bit zero point; and for each input an int32 group index.
+        """
+        rest = 2 * self.other_parameters
+        if format == "bf16":
+            return 2 * self.linear_parameters + rest
+        if format == "int8":
+            return self.linear_parameters + self.num_hidden_layers * sum(4 * m for _, m in self.linears()) + rest
+        if format == "gptq":
+            block = sum(n * m // 2 + n // group_size * m * 5 // 2 + 4 * n for n, m in self.linears())
+            return self.num_hidden_layers * block + rest
+        raise UnknownStepError(f"There is no format {format!r}: choose one of {', '.join(FORMATS)}.")
+
+
+LLAMA_2 = {"7B": Shape(4096, 11008, 32), "13B": Shape(5120, 13824, 40)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the article on one tier.
+
+    number: 1 to 4. model: "7B" or "13B", the Llama-2 that the step is about. format: how the weights are stored, one of FORMATS.
+    dtype: type of the activations on a GPU. checkpoint: Hub id or folder that is loaded. tier: which of helpers.tiers.TIERS it is from.
+    """
+
+    number: int
+    model: str
+    format: str
+    dtype: str
+    hub: str
+    embedded: str
+    tier: str = ""
+    checkpoint: str = ""
+    revision: str = "main"
+    note: str = ""
+
+    @property
+    def title(self):
+        """Short name for tables and charts, e.g. "7B 8-bit"."""
+        return f"{self.model} " + {"int8": "8-bit", "bf16": "bf16", "gptq": "GPTQ 4-bit"}[self.format]
+
+    @property
+    def shape(self):
+        """Shape of the checkpoint that is loaded: from its config.json where it is a folder, else Llama-2's."""
+        return Shape.from_config(self.checkpoint) if self.is_folder else LLAMA_2[self.model]
+
+    @property
+    def is_folder(self):
+        """Whether the checkpoint is a folder on this disk."""
+        return Path(self.checkpoint).is_dir()
+
+    @property
+    def bytes(self):
+        """Bytes of the weights once they are loaded in this step's format."""
+        return self.shape.weight_bytes(self.format)
+
+
+STEPS = {
+    1: Step(1, "7B", "int8", "float16", "meta-llama/Llama-2-7b-hf", "small"),
+    2: Step(2, "7B", "bf16", "bfloat16", "meta-llama/Llama-2-7b-hf", "small"),
+    3: Step(3, "7B", "gptq", "float16", "TheBloke/Llama-2-7b-Chat-GPTQ", "small-gptq"),
+    4: Step(4, "13B", "gptq", "float16", "TheBloke/Llama-2-13B-GPTQ", "large-gptq"),
+}
+
+
+def get_step(number, tier=None, checkpoint=None, revision="main"):
+    """Return step ``number`` (1 to 4) with the checkpoint that this machine can use.
+
+    tier: one of helpers.tiers.TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load
+    instead of the tier's own, in the same format. Raises UnknownStepError, UnknownTierError or CheckpointError.
+    """
+    from helpers import tiers
+
+    if number not in STEPS:
+        raise UnknownStepError(f"There is no step {number!r}: the article has steps {', '.join(map(str, STEPS))}.")
+    step = STEPS[number]
+    tier, note = tiers.choose_tier(tier)
+    if checkpoint is not None:
+        if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
+            raise CheckpointError(f"There is no folder {checkpoint}: check the path, or give the name of a Hub repository.")
+        own = Path(checkpoint).expanduser()
+        checkpoint = str(own) if own.is_dir() else str(checkpoint)
+    elif tier == "hub":
+        checkpoint, access = tiers.accessible(step.hub)
+        note = " ".join(filter(None, [note, access]))
+    elif tier == "synthetic":
+        from helpers import synthetic
+
+        checkpoint = str(synthetic.folder(step.model, step.format))
+    else:
+        checkpoint = str(CHECKPOINTS / step.embedded)
+    return replace(step, tier=tier, checkpoint=checkpoint, revision=revision, note=note)
+
+
+def describe(step):
+    """Return a table (pandas.DataFrame, one column) of what a step loads, from where, and how large it is."""
+    import pandas as pd
+
+    shape = step.shape
+    rows = {
+        "step": f"{step.number}: {step.title}",
+        "tier": step.tier,
+        "checkpoint": Path(step.checkpoint).name if step.is_folder else step.checkpoint,
+        "stands in for": "itself" if step.tier == "hub" else f"Llama-2 {step.model}",
+        "parameters": f"{shape.parameters:,}",
+        "bytes of the weights": f"{step.bytes:,}",
+        "bits a parameter": f"{8 * step.bytes / shape.parameters:.2f}",
+    }
+    if step.note:
+        rows["note"] = step.note
+    return pd.Series(rows, name="this step").to_frame()

@@ -1,0 +1,251 @@
+"""How long did ``generate`` take, and where did the time go?
+
+Greedy decoding, batch 1, exactly ``new_tokens`` new tokens. TTFT, TPOT and decode rate are defined as vLLM's and
+transformers' own benchmarks define them (https://docs.vllm.ai, https://huggingface.co/docs/transformers).
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+
+from helpers.article import NEW_TOKENS, PROMPT
+from helpers.errors import PromptError, TokenCountError
+
+WARMUPS, REPEATS = 2, 5
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of ``generate``; seconds. user and sys are this process's over all its threads, as ``%%time`` reports them."""
+
+    user: float
+    sys: float
+    wall: float
+    ttft: float
+    new_tokens: int
+
+    @property
+    def cpu_total(self):
+        """user + sys: above wall where several threads work at once, below it where the process waits."""
+        return self.user + self.sys
+
+    @property
+    def decode(self):
+        """Seconds from the first new token's logits to the end."""
+        return self.wall - self.ttft
+
+    @property
+    def tpot(self):
+        """Time per output token: decode time / (n - 1). None for a single token, which has no decode phase."""
+        return self.decode / (self.new_tokens - 1) if self.new_tokens > 1 else None
+
+    def __str__(self):
+        return (
+            f"CPU times: user {seconds(self.user)}, sys: {seconds(self.sys)}, total: {seconds(self.cpu_total)}\n"
+            f"Wall time: {seconds(self.wall)} for {self.new_tokens} new tokens, the first after {seconds(self.ttft)}"
+        )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured on one loaded model: the cold call by itself, the warm repeats by themselves.
+
+    prompt_tokens: tokens of the prompt, begin-of-sequence included. text: the completion. peak_gpu_*: bytes, None without a GPU.
+    peak_rss: highest resident set of the process so far, in bytes.
+    """
+
+    cold: Call
+    warm: list[Call]
+    prompt: str
+    prompt_tokens: int
+    new_tokens: int
+    text: str
+    peak_gpu_allocated: int | None = None
+    peak_gpu_reserved: int | None = None
+    peak_rss: int | None = None
+    token_ids: list[int] = field(default_factory=list)
+
+    def median(self, quantity):
+        """Median of ``quantity`` (a field or property of Call) over the warm repeats; None if it was not measured."""
+        values = [v for v in (getattr(c, quantity) for c in self.warm) if v is not None]
+        return median(values) if values else None
+
+    def iqr(self, quantity):
+        """Interquartile range of ``quantity`` over the warm repeats; None with fewer than two."""
+        values = [v for v in (getattr(c, quantity) for c in self.warm) if v is not None]
+        if len(values) < 2:
+            return None
+        low, _, high = quantiles(values, n=4, method="inclusive")
+        return high - low
+
+    @property
+    def decode_rate(self):
+        """Tokens a second in the decode phase, (n - 1) / decode time, median of the warm repeats."""
+        tpot = self.median("tpot")
+        return 1 / tpot if tpot else None
+
+    def __str__(self):
+        lines = [f"cold   wall {seconds(self.cold.wall)}, first token after {seconds(self.cold.ttft)}"]
+        if self.warm:
+            lines.append(
+                f"warm   wall {seconds(self.median('wall'))} (median of {len(self.warm)}, IQR {seconds(self.iqr('wall'))}), "
+                f"first token after {seconds(self.median('ttft'))}"
+            )
+        if self.decode_rate:
+            lines.append(f"decode {seconds(self.median('tpot'))} a token, {self.decode_rate:,.1f} tokens a second")
+        return "\n".join(lines)
+
+
+def seconds(value):
+    """Write a time with three significant digits and a fitting unit, e.g. "16.4 s", "351 ms", "85.2 µs"."""
+    if value is None:
+        return "-"
+    for factor, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if abs(value) >= factor or unit == "µs":
+            scaled = value / factor
+            digits = 0 if abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
+            return f"{scaled:.{digits}f} {unit}"
+
+
+def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
+    """Return the prompt's token ids, shape (1, prompt tokens), on the model's device.
+
+    Raises PromptError if the prompt is empty or does not fit into the context with the new tokens, TokenCountError if
+    ``new_tokens`` is not a positive whole number.
+    """
+    if not isinstance(new_tokens, int) or isinstance(new_tokens, bool) or new_tokens < 1:
+        raise TokenCountError(f"new_tokens is {new_tokens!r}: ask for a whole number of tokens, 1 or more.")
+    if not isinstance(prompt, str) or not prompt:
+        raise PromptError("The prompt is empty: give a text to go on from.")
+    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
+    context = model.config.max_position_embeddings
+    if ids.shape[1] + new_tokens > context:
+        raise PromptError(
+            f"The prompt has {ids.shape[1]} tokens; with {new_tokens} new ones that is more than the model's context of {context}:"
+            " shorten the prompt or ask for fewer tokens."
+        )
+    return ids
+
+
+def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
+    """Call ``model.generate`` once and return (Call, new token ids as a list of int).
+
+    On a GPU the clock waits for its work at the start, after the first token's logits and at the end, and nowhere between.
+    """
+    import torch
+    from transformers import LogitsProcessorList
+
+    ids = tokenise(model, tokenizer, prompt, new_tokens)
+    synchronise = torch.cuda.synchronize if ids.is_cuda else lambda: None
+    first = []
+
+    def mark_first_token(_, scores):
+        if not first:
+            synchronise()
+            first.append(time.perf_counter())
+        return scores
+
+    synchronise()
+    user, system = _cpu_times()
+    start = time.perf_counter()
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=tokenizer.eos_token_id,
+        logits_processor=LogitsProcessorList([mark_first_token]),
+    )
+    synchronise()
+    end = time.perf_counter()
+    user_end, system_end = _cpu_times()
+    new = output[0, ids.shape[1] :].tolist()
+    if len(new) != new_tokens:
+        raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
+    return Call(user_end - user, system_end - system, end - start, first[0] - start, len(new)), new
+
+
+def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, warmups=WARMUPS, repeats=REPEATS):
+    """Measure ``generate`` and return a Timing: one cold call, ``warmups`` calls that are thrown away, ``repeats`` warm calls.
+
+    cold: what ``generate_once`` returned for the first call after loading; without it, the first call made here counts as cold.
+    Memory peaks are those of the warm repeats (GPU) and of the process so far (host); reading them costs no time in between.
+    """
+    import torch
+    from tqdm.auto import trange
+
+    if warmups < 0 or repeats < 0:
+        raise TokenCountError(f"warmups is {warmups} and repeats is {repeats}: both must be 0 or more.")
+    cold, ids = cold or generate_once(model, tokenizer, prompt, new_tokens)
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    calls = [generate_once(model, tokenizer, prompt, new_tokens)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
+    return Timing(
+        cold=cold,
+        warm=calls[warmups:],
+        prompt=prompt,
+        prompt_tokens=tokenise(model, tokenizer, prompt, new_tokens).shape[1],
+        new_tokens=new_tokens,
+        text=tokenizer.decode(ids, skip_special_tokens=True),
+        token_ids=ids,
+        peak_gpu_allocated=torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
+        peak_gpu_reserved=torch.cuda.max_memory_reserved(model.device) if on_gpu else None,
+        peak_rss=_peak_rss(),
+    )
+
+
+def explain(call):
+    """Say in words what user, sys, total and wall of ``call`` mean: who worked, and who waited."""
+    ratio = call.cpu_total / call.wall
+    lines = [
+        f"The clock on the wall ran for {seconds(call.wall)}; the processor worked {seconds(call.cpu_total)} for this notebook:",
+        f"{seconds(call.user)} in the program and its libraries (user), {seconds(call.sys)} in the operating system (sys).",
+    ]
+    if ratio > 1.1:
+        lines.append(f"CPU total / wall = {ratio:.2f}: more than 1, so several threads worked at the same time.")
+    elif ratio < 0.9:
+        lines.append(f"CPU total / wall = {ratio:.2f}: below 1, so for {seconds(call.wall - call.cpu_total)} all threads waited"
+                     " (for a GPU, a disk, or a processor that others used).")
+    else:
+        lines.append(f"CPU total / wall = {ratio:.2f}: about 1, so one thread worked nearly all the time and hardly waited.")
+    return "\n".join(lines)
+
+
+def score(prediction, call):
+    """Say in a sentence how far the reader's ``prediction`` of the wall time (seconds) was from ``call``."""
+    if prediction <= 0:
+        return f"It took {seconds(call.wall)}. (A prediction above 0 can be scored.)"
+    ratio = prediction / call.wall
+    off = f"{ratio:.1f} times too long" if ratio >= 1 else f"{1 / ratio:.1f} times too short"
+    verdict = "well predicted" if 0.8 <= ratio <= 1.25 else off
+    return f"You said {seconds(prediction)}, it took {seconds(call.wall)}: {verdict}."
+
+
+def _cpu_times():
+    """(user, sys) seconds of this process over all its threads."""
+    try:
+        from resource import RUSAGE_SELF, getrusage  # finer than os.times, which counts in hundredths
+
+        usage = getrusage(RUSAGE_SELF)
+        return usage.ru_utime, usage.ru_stime
+    except ImportError:  # Windows
+        return os.times()[:2]
+
+
+def _peak_rss():
+    """Highest resident set of this process so far, in bytes."""
+    try:
+        import sys
+        from resource import RUSAGE_SELF, getrusage
+
+        return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset

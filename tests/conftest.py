@@ -1,0 +1,30 @@
+"""Everything runs on the embedded tier and leaves its results in a temporary folder; the notebooks' kernels inherit both."""
+
+import os
+import tempfile
+
+os.environ["TIER"] = "embedded"
+os.environ["RESULTS_DIR"] = RESULTS = tempfile.mkdtemp(prefix="results-")
+
+import pytest  # noqa: E402
+
+from helpers import ledger, loading, run, steps  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def run_results():
+    """Folder with the results of notebooks 01 to 05: those that nbmake has just run, else they run now."""
+    rows = ledger.read(f"{RESULTS}/ledger.jsonl")
+    if {row["step"] for row in rows} != {1, 2, 3, 4} or not os.path.exists(f"{RESULTS}/comparison.md"):
+        assert run.main(["01", "02", "03", "04", "05"]) == 0
+    return RESULTS
+
+
+@pytest.fixture(scope="session")
+def models():
+    """{step number: (step, model, tokenizer)}, freshly loaded: no call of ``generate`` has touched the layers yet."""
+    loaded = {}
+    for number in (1, 2, 3, 4):
+        step = steps.get_step(number)
+        loaded[number] = (step, *loading.load(step))
+    return loaded

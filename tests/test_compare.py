@@ -1,0 +1,76 @@
+"""The article's changes, computed from its figures, are those it states; conclusions follow from the rows."""
+
+import pytest
+
+from helpers import article, compare
+
+
+def test_the_articles_changes():
+    computed = {(c["from"], c["to"], c["quantity"]): value for c, value in compare.relative_changes(article.article_rows())}
+    assert computed[1, 2, "cpu_total_s"] == pytest.approx(-6.55, abs=0.005)  # it says 6.66
+    assert computed[1, 2, "wall_s"] == pytest.approx(-71, abs=0.5)
+    assert computed[2, 3, "cpu_total_s"] == pytest.approx(-14, abs=0.5)
+    assert computed[2, 3, "wall_s"] == pytest.approx(-8, abs=0.5)
+    assert computed[1, 4, "cpu_total_s"] == pytest.approx(-81, abs=0.5)
+    assert computed[1, 4, "wall_s"] == pytest.approx(-80, abs=0.5)
+
+
+def test_the_articles_totals_are_user_plus_sys():
+    for row in article.article_rows().values():
+        assert row["cpu_total_s"] == pytest.approx(row["user_s"] + row["sys_s"], abs=0.01)
+
+
+def rows(walls=(16.0, 4.0, 5.0, 8.0), warm=0.5, completions=("a", "a", "b", "c"), tier="embedded"):
+    return {
+        n: {
+            "step": n, "tier": tier, "device": "CPU", "date": "2026-11-22", "checkpoint": "small", "format": "x",
+            "user_s": w / 2, "sys_s": w / 4, "cpu_total_s": w * 3 / 4, "wall_s": w, "warm_wall_s": w * warm, "tpot_s": w / 20,
+            "decode_tokens_per_s": 20 / w, "weight_bytes": 1000 * n, "parameters": 10**6, "completion": c,
+        }
+        for n, w, c in zip((1, 2, 3, 4), walls, completions)
+    }  # fmt: skip
+
+
+def test_changes_of_rows_that_are_missing():
+    only = {n: r for n, r in rows().items() if n != 4}
+    values = [value for _, value in compare.relative_changes(only)]
+    assert values[:2] == [-9.0, -75.0] and values[4:] == [None, None]
+    assert (compare.changes_table(only)["yours"] == "not measured").sum() == 2
+
+
+def text(some):
+    return "\n".join(compare.conclusions(some))
+
+
+def test_conclusions_turn_with_the_figures():
+    assert "50 % less wall time here" in text(rows()) and "the same direction" in text(rows())
+    slower = rows(walls=(4.0, 4.0, 5.0, 8.0))
+    assert "100 % more wall time here" in text(slower) and "the other direction" in text(slower)
+    assert "2.0 to 2.0 times as long" in text(rows())
+    assert "the larger model is not faster" in text(rows())
+    assert "less than its bytes suggest" in text(rows(walls=(16, 4, 8, 5)))
+
+
+def test_conclusions_on_texts():
+    assert "1: 7B 8-bit: 50 % of the bytes of bf16, and it writes the same text" in text(rows())
+    assert "3: 7B GPTQ: 150 % of the bytes of bf16, and it writes another text" in text(rows())
+
+
+def test_a_small_model_never_passes_for_llama_2():
+    assert "not how fast Llama-2 is" in text(rows()) and "Llama-2" not in text(rows(tier="hub"))
+
+
+def test_nothing_measured():
+    assert "Nothing was measured yet" in text({}) and compare.report({})
+
+
+def test_report_names_its_source_and_escapes_pipes():
+    some = rows(completions=("a|b", "a", "b", "c"))
+    report = compare.report(some)
+    assert "embedded tier, CPU" in report and "a\\|b" in report and "## The article's changes" in report
+
+
+def test_report_of_a_run(run_results):
+    with open(f"{run_results}/comparison.md", encoding="utf-8") as file:
+        report = file.read()
+    assert "1: 7B 8-bit" in report and "4: 13B GPTQ" in report and "not measured" not in report

@@ -1,0 +1,147 @@
+"""A damaged checkpoint or too little memory ends in one sentence, before anything large is read."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from helpers import loading, steps, tiers
+from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A copy of the small checkpoint to damage, as (step, folder)."""
+    folder = tmp_path / "small"
+    shutil.copytree(steps.CHECKPOINTS / "small", folder)
+    return steps.get_step(2, checkpoint=str(folder)), folder
+
+
+def fails(step, words):
+    with pytest.raises(CheckpointError, match=words) as error:
+        loading.load(step)
+    assert "\n" not in str(error.value)
+
+
+def test_untouched_copy_loads(broken):
+    model, tokenizer = loading.load(broken[0])
+    assert tokenizer.bos_token == "<s>" and model.num_parameters() == broken[0].shape.parameters
+
+
+@pytest.mark.parametrize("kept", [0, 5, 200, 100_000, -1])
+def test_truncated_weights(broken, kept):
+    step, folder = broken
+    weights = folder / "model.safetensors"
+    weights.chmod(0o644)
+    data = weights.read_bytes()
+    weights.write_bytes(data[:kept])
+    fails(step, "cut off or damaged")
+
+
+def test_weights_with_a_foreign_tail(broken):
+    step, folder = broken
+    with open(folder / "model.safetensors", "ab") as file:
+        file.write(b"more")
+    fails(step, "cut off or damaged")
+
+
+def test_garbage_instead_of_weights(broken):
+    step, folder = broken
+    (folder / "model.safetensors").write_bytes(b"<html>not found</html>" * 100)
+    fails(step, "cut off or damaged")
+
+
+def test_missing_weights(broken):
+    step, folder = broken
+    (folder / "model.safetensors").unlink()
+    fails(step, "lacks model.safetensors")
+
+
+def test_missing_shard(broken):
+    step, folder = broken
+    index = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    fails(step, "lacks model-00002-of-00002.safetensors")
+
+
+def test_index_that_is_no_json(broken):
+    step, folder = broken
+    (folder / "model.safetensors.index.json").write_text("{")
+    fails(step, "index")
+
+
+def test_another_architecture(broken):
+    step, folder = broken
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    fails(step, "'gpt2' model: this course loads Llama")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_unreadable_config(broken, text):
+    step, folder = broken
+    (folder / "config.json").write_text(text)
+    fails(step, "config.json")
+
+
+def test_missing_tokeniser(broken):
+    step, folder = broken
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    fails(step, "cannot be loaded")
+
+
+def test_too_little_memory_names_both_numbers(monkeypatch):
+    monkeypatch.setattr(loading, "free_memory", lambda device: 0.5e9)
+    with pytest.raises(NotEnoughMemoryError, match=r"needs about 0\.8 GB on cpu and 0\.5 GB are free"):
+        loading.load(steps.get_step(2))
+
+
+def test_llama_2_would_not_fit_a_small_machine():
+    with pytest.raises(NotEnoughMemoryError, match="TIER=embedded"):
+        loading.check_memory(10**15, "cpu")
+
+
+def test_cuda_only_choice_on_a_cpu():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(DeviceError, match="no CUDA GPU"):
+        loading.load(steps.get_step(1), device="cuda:0")
+
+
+def test_hub_without_network_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    import huggingface_hub
+
+    tiers.accessible.cache_clear()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match="cannot be reached.*TIER=embedded"):
+        steps.get_step(4, tier="hub")
+
+
+def test_release_frees_what_no_variable_holds(capsys):
+    model, tokenizer = loading.load(steps.get_step(2))
+    held = model.model.layers[0]
+    loading.release()
+    assert "still in memory" in capsys.readouterr().out
+    del model, held
+    loading.release()
+    assert "still in memory" not in capsys.readouterr().out
+
+
+def test_show_call_is_what_load_passes(capsys):
+    step = steps.get_step(1)
+    loading.show_call(step)
+    shown = capsys.readouterr().out
+    assert "BitsAndBytesConfig(load_in_8bit=True)" in shown and "dtype=torch.float16" in shown
+    for name in loading.load_arguments(step):
+        assert name in shown or name == "pretrained_model_name_or_path"
+
+
+def test_another_dtype_is_passed_on():
+    import torch
+
+    assert loading.load_arguments(replace(steps.get_step(2), dtype="float16"))["dtype"] is torch.float16

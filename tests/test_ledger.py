@@ -1,0 +1,87 @@
+"""The ledger keeps every row, whatever happened to the file before."""
+
+import json
+import multiprocessing
+
+import pytest
+
+from helpers import ledger
+
+
+def row(step=1, tier="embedded", device="CPU", wall=2.0):
+    base = {"schema": ledger.SCHEMA, "date": "2026-11-22T10:00:00+00:00", "step": step, "title": "t", "tier": tier, "device": device}
+    return base | {
+        "checkpoint": "small", "format": "bf16", "user_s": 1.0, "sys_s": 0.5, "cpu_total_s": 1.5, "wall_s": wall, "completion": "x\ny “z”",
+    }
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    rows = [row(n) for n in (1, 2, 3)]
+    for r in rows:
+        ledger.append(r, path)
+    assert ledger.read(path) == rows and path.read_text().count("\n") == 3
+
+
+def test_no_ledger_yet(tmp_path):
+    assert ledger.read(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("torn", ['{"schema": 1, "st', "\x00\x00", '"text"', "[1]", '{"schema": 99}', '{"schema": 1, "step": true}'])
+def test_torn_and_foreign_lines_are_reported_and_kept(tmp_path, capsys, torn):
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(row(1), path)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(torn)  # no newline: the write was cut off
+    ledger.append(row(2), path)
+    assert [r["step"] for r in ledger.read(path)] == [1, 2]
+    assert "line 2" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8").splitlines()[1] == torn
+
+
+def test_bytes_that_are_no_text(tmp_path, capsys):
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b"\xff\xfe\n" + json.dumps(row(4)).encode() + b"\n")
+    assert [r["step"] for r in ledger.read(path)] == [4] and "line 1" in capsys.readouterr().err
+
+
+def _append_many(path, step):
+    for _ in range(50):
+        ledger.append(row(step), path)
+
+
+def test_two_notebooks_at_once(tmp_path, capsys):
+    path = tmp_path / "ledger.jsonl"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_append_many, args=(path, step)) for step in (1, 2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(r["step"] for r in ledger.read(path)) == [1] * 50 + [2] * 50 and not capsys.readouterr().err
+
+
+def test_not_a_number_is_refused(tmp_path):
+    with pytest.raises(ValueError):
+        ledger.append(row(wall=float("nan")), tmp_path / "ledger.jsonl")
+    assert ledger.read(tmp_path / "ledger.jsonl") == []
+
+
+def test_latest_takes_the_newest_of_one_machine():
+    rows = [row(2, wall=9.0), row(1), row(2, wall=3.0), row(2, device="T4", wall=1.0), row(3, tier="hub")]
+    chosen = ledger.latest(rows, "embedded", "CPU")
+    assert list(chosen) == [1, 2] and chosen[2]["wall_s"] == 3.0
+
+
+def test_rows_of_a_run_are_complete_and_consistent(run_results):
+    rows = ledger.read(f"{run_results}/ledger.jsonl")
+    newest = ledger.latest(rows, "embedded", rows[-1]["device"])
+    assert list(newest) == [1, 2, 3, 4]
+    for r in newest.values():
+        assert r["cpu_total_s"] == pytest.approx(r["user_s"] + r["sys_s"])
+        assert r["wall_s"] >= r["ttft_s"] > 0
+        assert r["new_tokens"] == 15 and len(r["warm"]) == 5 and all(c["new_tokens"] == 15 for c in r["warm"])
+        assert r["decode_tokens_per_s"] == pytest.approx(1 / r["tpot_s"])
+        assert r["completion"] and r["versions"]["torch"] and r["peak_rss_bytes"] > r["weight_bytes"]
+    assert [r["layer_class"] for r in newest.values()][:2] == ["Linear8bitLt", "Linear"]
+    assert newest[4]["parameters"] > 1.8 * newest[3]["parameters"]

@@ -1,0 +1,66 @@
+"""``make run``'s program: progress, what it leaves, and what it says when a notebook fails."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from helpers import run
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHONPATH", str(run.ROOT))
+    (tmp_path / "notebooks").mkdir()
+    return tmp_path
+
+
+def write(folder, name, *sources):
+    cells = [new_markdown_cell("# Title"), *map(new_code_cell, sources)]
+    nbformat.write(new_notebook(cells=cells), folder / "notebooks" / name)
+
+
+def test_progress_and_executed_notebook(folder, capsys):
+    write(folder, "01_a.ipynb", "x = 20", "x + 1")
+    write(folder, "02_b.ipynb", "import os; os.path.basename(os.getcwd())")
+    assert run.main([]) == 0
+    out = capsys.readouterr().out
+    assert "[1/2] 01_a.ipynb" in out and "cell  2/2  x + 1" in out and "[2/2] 02_b.ipynb" in out
+    executed = nbformat.read(folder / "results" / "01_a.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].data["text/plain"] == "21"
+    elsewhere = nbformat.read(folder / "results" / "02_b.ipynb", as_version=4)
+    assert elsewhere.cells[-1].outputs[0].data["text/plain"] == "'notebooks'"
+
+
+def test_names_choose_notebooks(folder, capsys):
+    write(folder, "01_a.ipynb", "1")
+    write(folder, "02_b.ipynb", "2")
+    assert run.main(["02"]) == 0
+    assert "01_a" not in capsys.readouterr().out
+    assert run.main(["07"]) == 2
+    assert "begins with 07" in capsys.readouterr().err
+
+
+def test_a_failing_cell_is_one_sentence_and_what_ran_is_saved(folder, capsys):
+    write(folder, "01_a.ipynb", "print('before')", "from helpers.errors import DeviceError; raise DeviceError('no GPU: use the CPU.')", "3")
+    write(folder, "02_b.ipynb", "1")
+    assert run.main([]) == 1
+    captured = capsys.readouterr()
+    assert "01_a.ipynb stopped: DeviceError: no GPU: use the CPU." in captured.err and "Traceback" not in captured.err
+    assert "02_b" not in captured.out
+    executed = nbformat.read(folder / "results" / "01_a.ipynb", as_version=4)
+    assert executed.cells[1].outputs[0].text == "before\n" and not executed.cells[3].outputs
+
+
+def test_a_kernel_that_dies(folder, capsys):
+    write(folder, "01_a.ipynb", "import os; os._exit(9)")
+    assert run.main([]) == 1
+    assert "its kernel died" in capsys.readouterr().err
+
+
+def test_unknown_tier(folder, capsys, monkeypatch):
+    write(folder, "01_a.ipynb", "1")
+    monkeypatch.setenv("TIER", "huge")
+    assert run.main([]) == 2
+    assert "no tier 'huge'" in capsys.readouterr().err

@@ -1,0 +1,108 @@
+"""The catalogue's sizes are those of the real files, and it refuses what it does not have."""
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import steps, tiers
+from helpers.errors import CheckpointError, CourseError, DeviceError, UnknownStepError, UnknownTierError
+
+
+@pytest.mark.parametrize(
+    ("model", "format", "size"),
+    [  # bytes of the tensors in the published checkpoints
+        ("7B", "bf16", 13_476_831_232),
+        ("7B", "int8", 7_006_265_344),
+        ("7B", "gptq", 3_893_862_400),
+        ("13B", "gptq", 7_255_009_280),
+    ],
+)
+def test_llama_2_sizes(model, format, size):
+    assert steps.LLAMA_2[model].weight_bytes(format) == size
+
+
+def test_llama_2_parameters():
+    assert steps.LLAMA_2["7B"].parameters == 6_738_415_616
+    assert steps.LLAMA_2["13B"].parameters == 13_015_864_320
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_embedded_sizes_are_those_of_the_files(number):
+    step = steps.get_step(number)
+    with open(Path(step.checkpoint) / "model.safetensors", "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    header.pop("__metadata__", None)
+    assert step.bytes == sum(end - start for start, end in (t["data_offsets"] for t in header.values()))
+
+
+def test_steps_follow_the_article():
+    assert [steps.get_step(n).title for n in (1, 2, 3, 4)] == ["7B 8-bit", "7B bf16", "7B GPTQ 4-bit", "13B GPTQ 4-bit"]
+    assert steps.get_step(1).checkpoint == steps.get_step(2).checkpoint
+
+
+@pytest.mark.parametrize("number", [0, 5, "1", None])
+def test_unknown_step(number):
+    with pytest.raises(UnknownStepError, match="has steps 1, 2, 3, 4"):
+        steps.get_step(number)
+
+
+def test_unknown_tier(monkeypatch):
+    with pytest.raises(UnknownTierError, match="embedded"):
+        steps.get_step(1, tier="gpu")
+    monkeypatch.setenv("TIER", "huge")
+    with pytest.raises(UnknownTierError, match="'huge'"):
+        steps.get_step(1)
+
+
+def test_missing_folder():
+    with pytest.raises(CheckpointError, match="no folder ./nowhere"):
+        steps.get_step(1, checkpoint="./nowhere")
+
+
+def test_own_checkpoint_folder():
+    own = steps.CHECKPOINTS / "large"
+    assert steps.get_step(2, checkpoint=str(own)).shape == steps.Shape.from_config(own)
+
+
+def test_unknown_format():
+    with pytest.raises(UnknownStepError, match="bf16, int8, gptq"):
+        steps.LLAMA_2["7B"].weight_bytes("int3")
+
+
+def test_auto_tier_says_why(monkeypatch):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here: auto may choose the hub")
+    tier, reason = tiers.choose_tier("auto")
+    assert tier == "embedded" and "no CUDA GPU" in reason
+
+
+def test_cuda_asked_for_on_a_cpu():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(DeviceError, match="no CUDA GPU"):
+        tiers.get_device("cuda:0")
+    with pytest.raises(DeviceError, match="no CUDA GPU"):
+        tiers.get_device(0)
+
+
+def test_unknown_device():
+    with pytest.raises(DeviceError, match="'tpu'"):
+        tiers.get_device("tpu")
+
+
+def test_errors_show_one_sentence_in_a_notebook():
+    assert CourseError("what, and what next")._render_traceback_() == ["CourseError: what, and what next"]
+
+
+@pytest.mark.parametrize("module", ["helpers", "helpers.steps", "helpers.tiers", "helpers.ledger", "helpers.plots", "helpers.compare", "helpers.run"])
+def test_import_without_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,76 @@
+"""The full-size tier, written small: the same files, the same loading call, the same bytes as the catalogue computes."""
+
+import json
+import math
+
+import pytest
+
+from helpers import loading, steps, synthetic, timing
+from helpers.errors import CheckpointError, NotEnoughMemoryError
+
+TINY = steps.Shape(hidden_size=256, intermediate_size=384, num_hidden_layers=3, vocab_size=32000)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNTHETIC_DIR", str(tmp_path))
+    monkeypatch.setitem(synthetic.LLAMA_2, "7B", TINY)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_synthetic_steps_load_and_generate(tiny, number):
+    step = steps.get_step(number, tier="synthetic")
+    assert step.tier == "synthetic" and "random" in step.note and step.shape == TINY
+    model, tokenizer = loading.load(step)
+    assert loading.weight_bytes(model) == step.bytes
+    logits = model(timing.tokenise(model, tokenizer)).logits
+    assert math.isfinite(logits.float().abs().max().item())
+    call, ids = timing.generate_once(model, tokenizer, new_tokens=4)
+    assert call.new_tokens == len(ids) == 4
+    assert isinstance(tokenizer.decode(ids), str)
+
+
+def test_finished_checkpoint_is_reused(tiny):
+    first = synthetic.folder("7B", "bf16")
+    written = (first / "config.json").stat().st_mtime_ns
+    assert synthetic.folder("7B", "int8") == first and (first / "config.json").stat().st_mtime_ns == written
+
+
+def test_cut_off_write_leaves_nothing_that_looks_complete(tiny, monkeypatch):
+    import safetensors.torch
+
+    real, calls = safetensors.torch.save_file, []
+
+    def stops(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*args, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", stops)
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.folder("7B", "bf16")
+    assert not (tiny / "llama-2-7b-bf16").exists()
+    monkeypatch.undo()
+    synthetic.write(TINY, "bf16", tiny / "llama-2-7b-bf16")
+    loading.check_folder(tiny / "llama-2-7b-bf16")
+    assert not list(tiny.glob("*.partial"))
+
+
+def test_full_disk_is_said_before_writing(tmp_path):
+    with pytest.raises(NotEnoughMemoryError, match="of the disk are free"):
+        synthetic.write(steps.Shape(2**16, 2**18, 1000), "bf16", tmp_path / "huge")
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_folder_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(CheckpointError, match="exists already"):
+        synthetic.write(TINY, "bf16", tmp_path / "mine")
+
+
+def test_gptq_layout(tmp_path):
+    synthetic.write(TINY, "gptq", tmp_path / "gptq")
+    config = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
+    assert (config["bits"], config["group_size"], config["desc_act"], config["sym"]) == (4, 128, False, True)
