@@ -1,7 +1,7 @@
 """What do the four steps show together? Relative changes as the article states them, conclusions in computed words, a report."""
 
 from helpers.article import ARTICLE, article_rows
-from helpers.plots import TITLES, comparison_table, source
+from helpers.plots import comparison_table, label, source
 from helpers.timing import seconds
 
 QUANTITIES = {"cpu_total_s": "CPU total", "wall_s": "wall"}
@@ -51,8 +51,8 @@ def completions_table(rows):
 
     theirs = article_rows()
     lines = {
-        TITLES[n]: {"the article": repr(theirs[n]["completion"]), "yours": repr(rows[n]["completion"]) if n in rows else "not measured"}
-        for n in TITLES
+        f"step {n}": {"the article": repr(theirs[n]["completion"]), "yours": repr(rows[n]["completion"]) if n in rows else "not measured"}
+        for n in theirs
     }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
 
@@ -61,7 +61,7 @@ def conclusions(rows):
     """Return what ``rows`` ({step: ledger row}) show, as sentences; each follows from the figures, none is written in advance."""
     if not rows:
         return ["Nothing was measured yet: run notebooks 01 to 04 first."]
-    missing = [str(n) for n in TITLES if n not in rows]
+    missing = [str(n) for n in article_rows() if n not in rows]
     said = [f"Step {' and '.join(missing)} not measured yet: run the notebook first."] if missing else []
     if 1 in rows and 4 in rows:
         ours, theirs = change(rows[1]["wall_s"], rows[4]["wall_s"]), change(*(article_rows()[n]["wall_s"] for n in (1, 4)))
@@ -83,21 +83,21 @@ def conclusions(rows):
     if 3 in warm and 4 in warm:
         larger = change(rows[3]["tpot_s"], rows[4]["tpot_s"])
         said.append(
-            f"13B against 7B, both GPTQ: {larger:+.0f} % time per output token with {rows[4]['weight_bytes'] / rows[3]['weight_bytes']:.2f} "
+            f"Step 3 to step 4, the larger model, both GPTQ: {larger:+.0f} % time per output token with {rows[4]['weight_bytes'] / rows[3]['weight_bytes']:.2f} "
             "times the bytes" + (", so the larger model is not faster at decoding." if larger > 0 else ", less than its bytes suggest.")
         )
     timed = {n: r["tpot_s"] for n, r in warm.items() if r.get("tpot_s")}
     if len(timed) > 1:
         fast, slow = min(timed, key=timed.get), max(timed, key=timed.get)
         said.append(
-            f"Decoding is fastest in step {TITLES[fast]} ({seconds(timed[fast])} a token) and slowest in step {TITLES[slow]} "
+            f"Decoding is fastest in step {label(fast, rows)} ({seconds(timed[fast])} a token) and slowest in step {label(slow, rows)} "
             f"({seconds(timed[slow])} a token)."
         )
     if 2 in rows:
         said += [_against_bf16(rows, n) for n in (1, 3) if n in rows]
     if any(r["tier"] == "embedded" for r in rows.values()):
         size = max(r["parameters"] for r in rows.values()) / 1e6
-        said.append(f"These are models of at most {size:.1f} million parameters: the figures say how the formats behave, not how fast Llama-2 is.")
+        said.append(f"These models have at most {size:.1f} million parameters: the figures show how the formats behave, not how fast Llama-2 is.")
     return said
 
 
@@ -120,13 +120,12 @@ def report(rows):
 
 
 def _against_bf16(rows, number):
-    """Whether step ``number`` wrote the same text as the unquantised model, and with which share of its bytes."""
+    """With which share of bf16's bytes step ``number`` runs, and whether it wrote the same text (where it is the same model)."""
     ours, base = rows[number], rows[2]
-    share = f"{ours['weight_bytes'] / base['weight_bytes']:.0%} of the bytes of bf16".replace("%", " %")
-    if ours["checkpoint"] == base["checkpoint"] or ours["tier"] == "embedded":
-        same = "the same text" if ours["completion"] == base["completion"] else "another text"
-        return f"{TITLES[number]}: {share}, and it writes {same} as bf16." if same == "the same text" else f"{TITLES[number]}: {share}, and it writes {same}."
-    return f"{TITLES[number]}: {share}; its checkpoint is another one ({ours['checkpoint']}), so the texts can't be compared."
+    share = f"{label(number, rows)} has {100 * ours['weight_bytes'] / base['weight_bytes']:.0f} % of the bytes of bf16"
+    if ours["tier"] != "embedded" and ours["checkpoint"] != base["checkpoint"]:
+        return f"{share}; its checkpoint is another one ({ours['checkpoint']}), so the texts can't be compared."
+    return f"{share} and writes {'the same' if ours['completion'] == base['completion'] else 'another'} text."
 
 
 def _markdown(table):

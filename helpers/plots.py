@@ -5,7 +5,12 @@ import io
 from helpers.article import article_rows
 from helpers.timing import seconds
 
-TITLES = {1: "1: 7B 8-bit", 2: "2: 7B bf16", 3: "3: 7B GPTQ", 4: "4: 13B GPTQ"}
+TITLES = {1: "7B 8-bit", 2: "7B bf16", 3: "7B GPTQ", 4: "13B GPTQ"}
+TIERS = {
+    "embedded": "embedded stand-ins (not Llama-2)",
+    "synthetic": "Llama-2's shapes with random weights",
+    "hub": "Llama-2 from the Hub",
+}
 COLOURS = {"CPU total": "#0072b2", "wall": "#e69f00"}  # Okabe and Ito's palette: distinct to colour-blind readers too
 HATCHES = {"CPU total": "///", "wall": ""}
 KEYS = {"CPU total": "cpu_total_s", "wall": "wall_s"}
@@ -13,7 +18,12 @@ KEYS = {"CPU total": "cpu_total_s", "wall": "wall_s"}
 
 def source(row):
     """Where ``row`` was measured, for a title: the tier and the device of a ledger row, or the article's platform."""
-    return f"{row['tier']} tier, {row['device']}" if "tier" in row else "the article: Llama-2 on a T4, October 2023"
+    return f"{TIERS[row['tier']]}, {row['device']}" if "tier" in row else "the article: Llama-2 on a T4, October 2023"
+
+
+def label(number, rows):
+    """Name of step ``number`` in tables and charts of ``rows`` ({step: row}), e.g. "1: 7B 8-bit", or "1: small 8-bit"."""
+    return f"{number}: {rows.get(number, {}).get('title', TITLES[number])}"
 
 
 def comparison_table(rows):
@@ -21,7 +31,7 @@ def comparison_table(rows):
     import pandas as pd
 
     lines = {
-        TITLES[number]: {
+        label(number, rows): {
             "user": seconds(row["user_s"]),
             "sys": seconds(row["sys_s"]),
             "CPU total": seconds(row["cpu_total_s"]),
@@ -46,7 +56,7 @@ def comparison_chart(rows, save_as=None):
     axes = figure.subplots()
     _bars(axes, rows)
     where = source(next(iter(rows.values()))) if rows else "nothing measured yet"
-    axes.set_title(f"First call of generate, 15 new tokens\n({where})", fontsize=10)
+    axes.set_title(f"First call of generate, 15 new tokens\n{where}", fontsize=10)
     return show(figure, comparison_text(rows), save_as)
 
 
@@ -68,7 +78,7 @@ def comparison_text(rows):
     """The facts of ``comparison_chart`` as one sentence."""
     if not rows:
         return "nothing measured yet."
-    parts = [f"{TITLES[n]} took {seconds(r['wall_s'])} wall and {seconds(r['cpu_total_s'])} CPU total" for n, r in rows.items()]
+    parts = [f"{label(n, rows)} took {seconds(r['wall_s'])} wall and {seconds(r['cpu_total_s'])} CPU total" for n, r in rows.items()]
     return f"{source(next(iter(rows.values())))}: " + "; ".join(parts) + "."
 
 
@@ -91,11 +101,10 @@ def _bars(axes, rows):
     for side, (name, key) in zip((-0.2, 0.2), KEYS.items()):
         for place, number in enumerate(TITLES):
             value = rows[number][key] if number in rows else 0
-            label = name if place == 0 else None
-            axes.bar(place + side, value, 0.38, color=COLOURS[name], hatch=HATCHES[name], edgecolor="white", label=label)
+            axes.bar(place + side, value, 0.38, color=COLOURS[name], hatch=HATCHES[name], edgecolor="white", label=name if place == 0 else None)
             text = seconds(value) if number in rows else "–"
             axes.text(place + side, value + highest / 60, text, ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(TITLES)), TITLES.values())
+    axes.set_xticks(range(len(TITLES)), [label(n, rows) for n in TITLES])
     axes.set_ylabel("seconds")
     axes.set_ylim(0, highest * 1.15)
     axes.spines[["top", "right"]].set_visible(False)

@@ -82,7 +82,8 @@ def main(names):
     comparison = results / "comparison.md"
     if comparison.is_file():
         print(f"\n{comparison.read_text(encoding='utf-8')}")
-    print(f"In {_shown(results)}: the executed notebooks, ledger.jsonl, comparison.md and comparison.png.")
+    left = [name for name in ("ledger.jsonl", "comparison.md", "comparison.png") if (results / name).is_file()]
+    print(f"In {_shown(results)}: {', '.join(['the executed notebooks', *left])}.")
     return 0
 
 

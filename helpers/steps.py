@@ -11,7 +11,7 @@ from helpers.article import ROOT
 from helpers.errors import CheckpointError, UnknownStepError
 
 CHECKPOINTS = ROOT / "data" / "checkpoints"
-FORMATS = ("bf16", "int8", "gptq")
+FORMATS = {"bf16": "bf16", "int8": "8-bit", "gptq": "GPTQ"}  # name in code: name in tables
 
 
 def read_json(folder, name):
@@ -104,8 +104,9 @@ class Step:
 
     @property
     def title(self):
-        """Short name for tables and charts, e.g. "7B 8-bit"."""
-        return f"{self.model} " + {"int8": "8-bit", "bf16": "bf16", "gptq": "GPTQ 4-bit"}[self.format]
+        """Short name for tables and charts, e.g. "7B 8-bit"; a stand-in never has Llama-2's name, e.g. "small 8-bit"."""
+        model = {"7B": "small", "13B": "large"}[self.model] if self.tier == "embedded" else self.model
+        return f"{model} {FORMATS[self.format]}"
 
     @property
     def shape(self):

@@ -99,8 +99,8 @@ class Timing:
 
 def seconds(value):
     """Write a time with three significant digits and a fitting unit, e.g. "16.4 s", "351 ms", "85.2 µs"."""
-    if value is None:
-        return "-"
+    if not value:
+        return "-" if value is None else "0 s"
     for factor, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if abs(value) >= factor or unit == "µs":
             scaled = value / factor

@@ -23,11 +23,11 @@ def test_the_articles_totals_are_user_plus_sys():
 def rows(walls=(16.0, 4.0, 5.0, 8.0), warm=0.5, completions=("a", "a", "b", "c"), tier="embedded"):
     return {
         n: {
-            "step": n, "tier": tier, "device": "CPU", "date": "2026-11-22", "checkpoint": "small", "format": "x",
+            "step": n, "title": t, "tier": tier, "device": "CPU", "date": "2026-11-22", "checkpoint": "small", "format": "x",
             "user_s": w / 2, "sys_s": w / 4, "cpu_total_s": w * 3 / 4, "wall_s": w, "warm_wall_s": w * warm, "tpot_s": w / 20,
             "decode_tokens_per_s": 20 / w, "weight_bytes": 1000 * n, "parameters": 10**6, "completion": c,
         }
-        for n, w, c in zip((1, 2, 3, 4), walls, completions)
+        for n, w, c, t in zip((1, 2, 3, 4), walls, completions, ("small 8-bit", "small bf16", "small GPTQ", "large GPTQ"))
     }  # fmt: skip
 
 
@@ -52,8 +52,8 @@ def test_conclusions_turn_with_the_figures():
 
 
 def test_conclusions_on_texts():
-    assert "1: 7B 8-bit: 50 % of the bytes of bf16, and it writes the same text" in text(rows())
-    assert "3: 7B GPTQ: 150 % of the bytes of bf16, and it writes another text" in text(rows())
+    assert "1: small 8-bit has 50 % of the bytes of bf16 and writes the same text" in text(rows())
+    assert "3: small GPTQ has 150 % of the bytes of bf16 and writes another text" in text(rows())
 
 
 def test_a_small_model_never_passes_for_llama_2():
@@ -67,10 +67,10 @@ def test_nothing_measured():
 def test_report_names_its_source_and_escapes_pipes():
     some = rows(completions=("a|b", "a", "b", "c"))
     report = compare.report(some)
-    assert "embedded tier, CPU" in report and "a\\|b" in report and "## The article's changes" in report
+    assert "embedded stand-ins (not Llama-2), CPU" in report and "a\\|b" in report and "## The article's changes" in report
 
 
 def test_report_of_a_run(run_results):
     with open(f"{run_results}/comparison.md", encoding="utf-8") as file:
         report = file.read()
-    assert "1: 7B 8-bit" in report and "4: 13B GPTQ" in report and "not measured" not in report
+    assert "1: small 8-bit" in report and "4: large GPTQ" in report and "not measured" not in report

@@ -40,7 +40,8 @@ def test_embedded_sizes_are_those_of_the_files(number):
 
 
 def test_steps_follow_the_article():
-    assert [steps.get_step(n).title for n in (1, 2, 3, 4)] == ["7B 8-bit", "7B bf16", "7B GPTQ 4-bit", "13B GPTQ 4-bit"]
+    assert [steps.get_step(n).title for n in (1, 2, 3, 4)] == ["small 8-bit", "small bf16", "small GPTQ", "large GPTQ"]
+    assert [steps.STEPS[n].title for n in (1, 2, 3, 4)] == ["7B 8-bit", "7B bf16", "7B GPTQ", "13B GPTQ"]
     assert steps.get_step(1).checkpoint == steps.get_step(2).checkpoint
 
 

@@ -31,7 +31,7 @@ def test_no_repeats_no_medians():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(16.4, "16.4 s"), (4.7, "4.70 s"), (0.351, "351 ms"), (0.0852, "85.2 ms"), (8.52e-5, "85.2 µs"), (0, "0.00 µs"), (None, "-")]
+    ("value", "text"), [(16.4, "16.4 s"), (4.7, "4.70 s"), (0.351, "351 ms"), (0.0852, "85.2 ms"), (8.52e-5, "85.2 µs"), (0, "0 s"), (None, "-")]
 )
 def test_seconds(value, text):
     assert timing.seconds(value) == text
