@@ -109,11 +109,11 @@ def report(rows):
     return "\n\n".join([
         f"# The four steps ({source(next(iter(rows.values())))})",
         f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
-        _markdown(comparison_table(rows)),
+        markdown(comparison_table(rows)),
         "## The article's changes",
-        _markdown(changes_table(rows)),
+        markdown(changes_table(rows)),
         "## Completions",
-        _markdown(completions_table(rows)),
+        markdown(completions_table(rows)),
         "## What your figures show",
         "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
     ]) + "\n"
@@ -123,12 +123,12 @@ def _against_bf16(rows, number):
     """With which share of bf16's bytes step ``number`` runs, and whether it wrote the same text (where it is the same model)."""
     ours, base = rows[number], rows[2]
     share = f"{label(number, rows)} has {100 * ours['weight_bytes'] / base['weight_bytes']:.0f} % of the bytes of bf16"
-    if ours["tier"] != "embedded" and ours["checkpoint"] != base["checkpoint"]:
-        return f"{share}; its checkpoint is another one ({ours['checkpoint']}), so the texts can't be compared."
+    if "chat" in ours["checkpoint"].lower():
+        return f"{share}; {ours['checkpoint']} is a chat model, so the texts can't be compared."
     return f"{share} and writes {'the same' if ours['completion'] == base['completion'] else 'another'} text."
 
 
-def _markdown(table):
+def markdown(table):
     """A DataFrame as a Markdown table, columns aligned for reading in a terminal."""
     cells = [[table.index.name, *table.columns], *([str(i), *map(str, r)] for i, r in zip(table.index, table.to_numpy()))]
     cells = [[c.replace("|", "\\|") for c in line] for line in cells]

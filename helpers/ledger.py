@@ -44,7 +44,7 @@ def make_row(step, timing, model, prediction=None):
         "tier": step.tier,
         "device": device_name(get_device(str(model.device))),
         "checkpoint": Path(step.checkpoint).name if step.is_folder else step.checkpoint,
-        "revision": getattr(model.config, "_commit_hash", None),
+        "revision": _commit(step),
         "format": step.format,
         "dtype": str(model.dtype).removeprefix("torch."),
         "layer_class": type(layer).__name__,
@@ -131,6 +131,16 @@ def _problem(row):
 def _last_byte(descriptor, size):
     os.lseek(descriptor, size - 1, os.SEEK_SET)
     return os.read(descriptor, 1)
+
+
+def _commit(step):
+    """The commit of the Hub repository that was loaded (the cache keeps each in a folder of that name); None for a folder."""
+    if step.is_folder:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(step.checkpoint, "config.json", revision=step.revision)
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def _version(name):

@@ -66,10 +66,18 @@ def load(step, device=None):
     before = memory_in_use(device)
     check_memory(step.bytes, device)
     with quiet():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers  # noqa: F401
 
         if step.format == "gptq":
             import gptqmodel  # noqa: F401  transformers imports it too, with a banner of a page
+    # The imports above leave exceptions behind, which keep this function's variables for ever: the model must not be one of them.
+    return _load(step, arguments, before)
+
+
+def _load(step, arguments, before):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = arguments["device_map"][""]
     try:
         tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision)
         with quiet(keep_stderr=True):

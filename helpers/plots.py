@@ -10,6 +10,7 @@ TIERS = {
     "embedded": "embedded stand-ins (not Llama-2)",
     "synthetic": "Llama-2's shapes with random weights",
     "hub": "Llama-2 from the Hub",
+    "own": "a checkpoint of your own",
 }
 COLOURS = {"CPU total": "#0072b2", "wall": "#e69f00"}  # Okabe and Ito's palette: distinct to colour-blind readers too
 HATCHES = {"CPU total": "///", "wall": ""}

@@ -88,7 +88,8 @@ class Step:
     """One step of the article on one tier.
 
     number: 1 to 4. model: "7B" or "13B", the Llama-2 that the step is about. format: how the weights are stored, one of FORMATS.
-    dtype: type of the activations on a GPU. checkpoint: Hub id or folder that is loaded. tier: which of helpers.tiers.TIERS it is from.
+    dtype: type of the activations on a GPU. checkpoint: Hub id or folder that is loaded. tier: which of helpers.tiers.TIERS it is
+    from, or "own" for a folder of the reader's.
     """
 
     number: int
@@ -105,7 +106,9 @@ class Step:
     @property
     def title(self):
         """Short name for tables and charts, e.g. "7B 8-bit"; a stand-in never has Llama-2's name, e.g. "small 8-bit"."""
-        model = {"7B": "small", "13B": "large"}[self.model] if self.tier == "embedded" else self.model
+        model = self.model
+        if self.tier in ("embedded", "own"):
+            model = Path(self.checkpoint).name.removesuffix("-gptq")
         return f"{model} {FORMATS[self.format]}"
 
     @property
@@ -136,7 +139,7 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
     """Return step ``number`` (1 to 4) with the checkpoint that this machine can use.
 
     tier: one of helpers.tiers.TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load
-    instead of the tier's own, in the same format. Raises UnknownStepError, UnknownTierError or CheckpointError.
+    instead of the tier's, in the same format (a Hub id counts as the hub tier, a folder as the tier "own"). Raises UnknownStepError, UnknownTierError or CheckpointError.
     """
     from helpers import tiers
 
@@ -148,7 +151,7 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
         if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
             raise CheckpointError(f"There is no folder {checkpoint}: check the path, or give the name of a Hub repository.")
         own = Path(checkpoint).expanduser()
-        checkpoint = str(own) if own.is_dir() else str(checkpoint)
+        checkpoint, tier, note = (str(own), "own", "") if own.is_dir() else (str(checkpoint), "hub", "")
     elif tier == "hub":
         checkpoint, access = tiers.accessible(step.hub)
         note = " ".join(filter(None, [note, access]))

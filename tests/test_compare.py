@@ -56,6 +56,12 @@ def test_conclusions_on_texts():
     assert "3: small GPTQ has 150 % of the bytes of bf16 and writes another text" in text(rows())
 
 
+def test_the_articles_chat_model_is_not_compared_by_its_text():
+    some = rows(tier="hub")
+    some[3]["checkpoint"] = "TheBloke/Llama-2-7b-Chat-GPTQ"
+    assert "is a chat model, so the texts can't be compared" in text(some)
+
+
 def test_a_small_model_never_passes_for_llama_2():
     assert "not how fast Llama-2 is" in text(rows()) and "Llama-2" not in text(rows(tier="hub"))
 

@@ -122,8 +122,10 @@ def test_hub_without_network_is_one_sentence(monkeypatch):
         steps.get_step(4, tier="hub")
 
 
-def test_release_frees_what_no_variable_holds(capsys):
-    model, tokenizer = loading.load(steps.get_step(2))
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_release_frees_what_no_variable_holds(capsys, number):
+    model, tokenizer = loading.load(steps.get_step(number))
+    model.generate(tokenizer("A", return_tensors="pt").input_ids, max_new_tokens=2, pad_token_id=2)
     held = model.model.layers[0]
     loading.release()
     assert "still in memory" in capsys.readouterr().out

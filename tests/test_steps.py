@@ -66,7 +66,10 @@ def test_missing_folder():
 
 def test_own_checkpoint_folder():
     own = steps.CHECKPOINTS / "large"
-    assert steps.get_step(2, checkpoint=str(own)).shape == steps.Shape.from_config(own)
+    step = steps.get_step(2, checkpoint=str(own))
+    assert step.shape == steps.Shape.from_config(own) and step.tier == "own" and step.title == "large bf16"
+    other = steps.get_step(3, checkpoint="TheBloke/Llama-2-7B-GPTQ")
+    assert other.checkpoint == "TheBloke/Llama-2-7B-GPTQ" and other.tier == "hub" and other.title == "7B GPTQ"
 
 
 def test_unknown_format():
