@@ -2,6 +2,7 @@
 # make test   run every test, and every notebook as a test
 # make lab    open JupyterLab on the notebooks
 # make data   build the small models in data/ again from their seed
+# make clean  delete .venv (your results stay)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ run: .venv/ready
 	@$(BIN)/python -m helpers.run
 
 test: .venv/ready
-	@$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=900 notebooks tests
+	@$(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks tests
 
 lab: .venv/ready
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -28,4 +29,4 @@ data: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv results
+	rm -rf .venv

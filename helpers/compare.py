@@ -62,42 +62,38 @@ def conclusions(rows):
     if not rows:
         return ["Nothing was measured yet: run notebooks 01 to 04 first."]
     missing = [str(n) for n in article_rows() if n not in rows]
-    said = [f"Step {' and '.join(missing)} not measured yet: run the notebook first."] if missing else []
+    said = [f"Not measured yet: step {', '.join(missing)}. Run its notebook first."] if missing else []
     if 1 in rows and 4 in rows:
         ours, theirs = change(rows[1]["wall_s"], rows[4]["wall_s"]), change(*(article_rows()[n]["wall_s"] for n in (1, 4)))
-        agree = "the same direction" if ours * theirs > 0 else "the other direction"
         said.append(
-            f"First call, step 1 to step 4: {abs(ours):.0f} % {'less' if ours < 0 else 'more'} wall time here, "
-            f"{abs(theirs):.0f} % less in the article: {agree}."
+            f"First call, step 1 to step 4: {_more_or_less(ours, 'wall time')} here, {_more_or_less(theirs, 'wall time')} in the article."
         )
-    warm = {n: r for n, r in rows.items() if r.get("warm_wall_s")}
+    warm = {n: r for n, r in rows.items() if r.get("warm_wall_s") and r.get("tpot_s")}
     if warm:
-        ratios = {n: r["wall_s"] / r["warm_wall_s"] for n, r in warm.items()}
-        low, high = min(ratios.values()), max(ratios.values())
-        said.append(
-            f"A first call took {low:.1f} to {high:.1f} times as long as a warm one: one cold call measures start-up and decoding together."
-        )
+        ratios = [r["wall_s"] / r["warm_wall_s"] for r in warm.values()]
+        text = f"A first call took {min(ratios):.1f} to {max(ratios):.1f} times as long as a warm one"
+        visible = max(ratios) > 1.1
+        said.append(text + (": it measures start-up and decoding together." if visible else ": no start-up can be seen here."))
     if 1 in warm and 4 in warm:
-        cold, hot = (change(rows[1][k], rows[4][k]) for k in ("wall_s", "warm_wall_s"))
-        said.append(f"Step 1 to step 4, wall: {cold:+.0f} % for the first call, {hot:+.0f} % for a warm one.")
+        said.append(f"Warm call, step 1 to step 4: {_more_or_less(change(rows[1]['warm_wall_s'], rows[4]['warm_wall_s']), 'wall time')}.")
     if 3 in warm and 4 in warm:
-        larger = change(rows[3]["tpot_s"], rows[4]["tpot_s"])
+        ratio = rows[4]["weight_bytes"] / rows[3]["weight_bytes"]
+        slower = change(rows[3]["tpot_s"], rows[4]["tpot_s"])
+        said.append(f"Step 3 to step 4, a larger model, both GPTQ: {ratio:.2f} times the bytes, {_more_or_less(slower, 'time a token')}.")
+    if len(warm) > 1:
+        fast, slow = (pick(warm, key=lambda n: warm[n]["tpot_s"]) for pick in (min, max))
         said.append(
-            f"Step 3 to step 4, the larger model, both GPTQ: {larger:+.0f} % time per output token with {rows[4]['weight_bytes'] / rows[3]['weight_bytes']:.2f} "
-            "times the bytes" + (", so the larger model is not faster at decoding." if larger > 0 else ", less than its bytes suggest.")
-        )
-    timed = {n: r["tpot_s"] for n, r in warm.items() if r.get("tpot_s")}
-    if len(timed) > 1:
-        fast, slow = min(timed, key=timed.get), max(timed, key=timed.get)
-        said.append(
-            f"Decoding is fastest in step {label(fast, rows)} ({seconds(timed[fast])} a token) and slowest in step {label(slow, rows)} "
-            f"({seconds(timed[slow])} a token)."
+            f"The shortest time a token has step {label(fast, rows)} ({seconds(warm[fast]['tpot_s'])}), the longest step {label(slow, rows)} "
+            f"({seconds(warm[slow]['tpot_s'])})."
         )
     if 2 in rows:
         said += [_against_bf16(rows, n) for n in (1, 3) if n in rows]
-    if any(r["tier"] == "embedded" for r in rows.values()):
+    tiers = {r["tier"] for r in rows.values()}
+    if "embedded" in tiers:
         size = max(r["parameters"] for r in rows.values()) / 1e6
         said.append(f"These models have at most {size:.1f} million parameters: the figures show how the formats behave, not how fast Llama-2 is.")
+    if "synthetic" in tiers:
+        said.append("The weights are random: the times are real, the texts have no sense.")
     return said
 
 
@@ -119,12 +115,21 @@ def report(rows):
     ]) + "\n"
 
 
+def _more_or_less(percent, what):
+    """A relative change in words; below 5 % it is within what repeated runs differ by."""
+    if abs(percent) < 5:
+        return f"about the same {what} ({percent:+.0f} %)"
+    return f"{abs(percent):.0f} % {'less' if percent < 0 else 'more'} {what}"
+
+
 def _against_bf16(rows, number):
     """With which share of bf16's bytes step ``number`` runs, and whether it wrote the same text (where it is the same model)."""
     ours, base = rows[number], rows[2]
     share = f"{label(number, rows)} has {100 * ours['weight_bytes'] / base['weight_bytes']:.0f} % of the bytes of bf16"
     if "chat" in ours["checkpoint"].lower():
         return f"{share}; {ours['checkpoint']} is a chat model, so the texts can't be compared."
+    if ours["tier"] not in ("embedded", "hub"):
+        return f"{share}."
     return f"{share} and writes {'the same' if ours['completion'] == base['completion'] else 'another'} text."
 
 

@@ -16,6 +16,10 @@ class UnknownStepError(CourseError, ValueError):
     """A step number that the catalogue does not have."""
 
 
+class UnknownFormatError(CourseError, ValueError):
+    """A number format that the course does not have."""
+
+
 class UnknownTierError(CourseError, ValueError):
     """A tier that does not exist."""
 

@@ -7,22 +7,26 @@ import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 
 from helpers.article import ROOT
-from helpers.tiers import device_name, get_device
+from helpers.steps import STEPS
+from helpers.tiers import TIERS, device_name, get_device
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
 REQUIRED = {
-    "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str,
-    "cpu_total_s": (int, float), "user_s": (int, float), "sys_s": (int, float), "wall_s": (int, float), "completion": str,
+    "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str, "prompt": str,
+    "completion": str, "new_tokens": int, "parameters": int, "weight_bytes": int, "user_s": float, "sys_s": float, "cpu_total_s": float,
+    "wall_s": float, "ttft_s": float,
 }
+KNOWN = {"step": set(STEPS), "tier": {*TIERS, "own"}}
 
 
 def results_dir():
     """The folder for everything that a run leaves: the environment variable RESULTS_DIR, by default ``results/`` in the project."""
-    folder = Path(os.environ.get("RESULTS_DIR") or ROOT / "results")
+    folder = ROOT / (os.environ.get("RESULTS_DIR") or "results")  # a relative path counts from the project
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -31,7 +35,7 @@ def make_row(step, timing, model, prediction=None):
     """Return the ledger row (a dict that JSON can hold) of ``timing``, measured on ``model``, which ``step`` loaded.
 
     user_s, sys_s, cpu_total_s, wall_s and ttft_s are those of the cold call, as in the article. Times in seconds, sizes in bytes.
-    prediction: the reader's guess of wall_s.
+    prediction: the reader's guess of wall_s, or None.
     """
     from helpers.loading import weight_bytes
 
@@ -66,7 +70,8 @@ def make_row(step, timing, model, prediction=None):
         "decode_tokens_per_s": timing.decode_rate,
         "prediction_wall_s": prediction,
         "parameters": step.shape.parameters,
-        "weight_bytes": weight_bytes(model),
+        "weight_bytes": step.bytes,
+        "weight_bytes_loaded": weight_bytes(model),  # as the kernel has arranged them for itself
         "peak_gpu_allocated_bytes": timing.peak_gpu_allocated,
         "peak_gpu_reserved_bytes": timing.peak_gpu_reserved,
         "peak_rss_bytes": timing.peak_rss,
@@ -105,7 +110,7 @@ def read(path=None):
         try:
             row = json.loads(line)
             problem = _problem(row)
-        except ValueError:
+        except (ValueError, RecursionError):
             problem = "is not valid JSON (a write was cut off?)"
         if problem:
             print(f"{path.name}, line {number} {problem}: skipped.", file=sys.stderr)
@@ -124,8 +129,13 @@ def _problem(row):
     """Why ``row`` is not a row of this ledger, or None."""
     if not isinstance(row, dict) or row.get("schema") != SCHEMA:
         return f"is not of schema {SCHEMA}"
-    wrong = [k for k, kind in REQUIRED.items() if not isinstance(row.get(k), kind) or isinstance(row.get(k), bool)]
-    return f"lacks a usable {wrong[0]!r}" if wrong else None
+    for key, kind in REQUIRED.items():
+        value = row.get(key)
+        known = key not in KNOWN or value in KNOWN[key]
+        impossible = isinstance(value, float) and not 0 <= value < inf or key == "wall_s" and value == 0
+        if not isinstance(value, kind) or isinstance(value, bool) or not known or impossible:
+            return f"lacks a usable {key!r}"
+    return None
 
 
 def _last_byte(descriptor, size):

@@ -12,17 +12,19 @@ import weakref
 from pathlib import Path
 
 from helpers import tiers
-from helpers.errors import CheckpointError, NotEnoughMemoryError
+from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
 from helpers.steps import Shape, read_json
 
+LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _loaded = {}  # the model loaded last, as a weak reference, and the memory in use after it was loaded
 
 
 def load_arguments(step, device=None):
     """Return the keyword arguments of ``AutoModelForCausalLM.from_pretrained`` for ``step``, the checkpoint's name included.
 
-    The article's arguments, with two differences: 8-bit is asked for with a BitsAndBytesConfig (``load_in_8bit=`` has left
-    transformers), and GPTQ's activations are bfloat16 on a CPU, where float16 arithmetic is slow.
+    The article's arguments, with these differences: 8-bit is asked for with a BitsAndBytesConfig (``load_in_8bit=`` has left
+    transformers); GPTQ's activations are bfloat16 on a CPU, where float16 arithmetic is slow; only safetensors files are read;
+    and the device is named in full.
     Raises DeviceError if ``device`` is not there.
     """
     import torch
@@ -57,24 +59,30 @@ def show_call(step, device=None):
 def load(step, device=None):
     """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, and print the memory before and after.
 
-    Returns (model, tokenizer). Raises CheckpointError, NotEnoughMemoryError or DeviceError before anything large is read.
+    Returns (model, tokenizer). Raises DeviceError, CheckpointError (a folder is checked before its weights are read) or
+    NotEnoughMemoryError (before anything large is read). "Before" is after the libraries were imported, so that the difference is
+    the model's.
     """
     arguments = load_arguments(step, device)
     device = arguments["device_map"][""]
     if step.is_folder:
-        check_folder(step.checkpoint)
-    before = memory_in_use(device)
+        check_folder(step.checkpoint, step.format)
     check_memory(step.bytes, device)
     with quiet():
-        import transformers  # noqa: F401
+        import transformers.modeling_utils  # noqa: F401
 
-        if step.format == "gptq":
+        if step.format == "int8":
+            import bitsandbytes  # noqa: F401
+        elif step.format == "gptq":
             import gptqmodel  # noqa: F401  transformers imports it too, with a banner of a page
+    if step.format == "gptq" and device != "cpu":
+        print("gptqmodel now chooses a GPU kernel. The first time on a machine it compiles it, which takes minutes.", flush=True)
     # The imports above leave exceptions behind, which keep this function's variables for ever: the model must not be one of them.
-    return _load(step, arguments, before)
+    return _load(step, arguments, memory_in_use(device))
 
 
 def _load(step, arguments, before):
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = arguments["device_map"][""]
@@ -82,8 +90,12 @@ def _load(step, arguments, before):
         tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision)
         with quiet(keep_stderr=True):
             model = AutoModelForCausalLM.from_pretrained(**arguments)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{step.checkpoint} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    except ImportError as error:
+        raise DeviceError(f"A library or compiler for this step is missing on {device}: {_first_line(error)} Or set TIER=embedded.") from None
+    except torch.OutOfMemoryError:
+        raise NotEnoughMemoryError(f"The memory of {device} ran out while loading: restart the notebook, or set TIER=embedded.") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{step.checkpoint} cannot be loaded: {_first_line(error)}") from None
     after = memory_in_use(device)
     _loaded.update(model=weakref.ref(model), after=after, device=device)
     print(f"Weights: {weight_bytes(model) / 1e6:,.1f} MB. {_place(device)}: {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB after.")
@@ -146,40 +158,68 @@ def read_tensor(step, name):
         return tensors.get_tensor(name)
 
 
-def check_folder(folder):
-    """Raise CheckpointError unless ``folder`` holds a complete Llama checkpoint in safetensors: every shard there, none cut off."""
+def check_folder(folder, format):
+    """Raise CheckpointError unless ``folder`` holds a complete Llama checkpoint in ``format`` (int8 is made from bf16 files).
+
+    Only the safetensors headers are read: every shard must be there, none cut off, and no layer missing.
+    """
     folder = Path(folder)
-    Shape.from_config(folder)
+    shape = Shape.from_config(folder)
+    quantised = (read_json(folder, "config.json").get("quantization_config") or {}).get("quant_method")
+    if (quantised == "gptq") != (format == "gptq") or quantised not in (None, "gptq"):
+        raise CheckpointError(f"{folder} holds {quantised or 'unquantised'} weights: this step needs {'GPTQ' if format == 'gptq' else 'unquantised'} ones.")
     index = "model.safetensors.index.json"
     names = ["model.safetensors"]
     if (folder / index).is_file():
-        names = sorted(set(read_json(folder, index).get("weight_map", {}).values()))
+        weight_map = read_json(folder, index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{folder} has no usable {index}: fetch or build the checkpoint again.")
+        names = sorted(set(weight_map.values()))
+    found = set()
     for name in names:
         shard = folder / name
         if not shard.is_file():
-            raise CheckpointError(f"{folder} lacks {name}, which its index names: fetch or build the checkpoint again.")
-        if not _is_complete(shard):
+            raise CheckpointError(f"{folder} lacks {name}: fetch or build the checkpoint again.")
+        tensors = _tensor_names(shard)
+        if tensors is None:
             raise CheckpointError(f"{shard} is cut off or damaged ({shard.stat().st_size:,} bytes): fetch or build the checkpoint again.")
+        found.update(tensors)
+    weight = "qweight" if format == "gptq" else "weight"
+    wanted = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    wanted |= {f"model.layers.{n}.{linear}.{weight}" for n in range(shape.num_hidden_layers) for linear in LINEARS}
+    if missing := sorted(wanted - found):
+        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, {missing[0]} for one: fetch or build the checkpoint again.")
 
 
-def _is_complete(shard):
-    """Whether a safetensors file has exactly the length that its header announces (https://huggingface.co/docs/safetensors)."""
+def _tensor_names(shard):
+    """Names in a safetensors file, or None if it has not exactly the length that its header announces.
+
+    Format: https://huggingface.co/docs/safetensors, 8 bytes of header length, a JSON header, the tensors.
+    """
+    size = shard.stat().st_size
     with open(shard, "rb") as file:
         try:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= shard.stat().st_size else {}
-            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        except ValueError:
-            return False
-    return shard.stat().st_size == 8 + length + end
+            header = json.loads(file.read(length)) if length <= size else {}
+            header.pop("__metadata__", None)
+            end = max(entry["data_offsets"][1] for entry in header.values())
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+    return list(header) if size == 8 + length + end else None
 
 
 def free_memory(device):
-    """Free bytes on ``device``: of the GPU's memory, or of the host's that programs can still get."""
+    """Free bytes on ``device``: of the GPU's memory, or of the host's that programs can still get (in a container: its share)."""
     import psutil
     import torch
 
-    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # Linux's cgroup v2; "max" means no limit
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
 
 
 def check_memory(weights, device):
@@ -198,6 +238,10 @@ def memory_in_use(device):
     import torch
 
     return torch.cuda.memory_allocated(device) if device.startswith("cuda") else psutil.Process().memory_info().rss
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _place(device):

@@ -1,11 +1,12 @@
 """Draw what was measured. Every chart has the same facts as text: the sentence is printed below it and is its alternative text."""
 
 import io
+from dataclasses import replace
 
 from helpers.article import article_rows
+from helpers.steps import STEPS
 from helpers.timing import seconds
 
-TITLES = {1: "7B 8-bit", 2: "7B bf16", 3: "7B GPTQ", 4: "13B GPTQ"}
 TIERS = {
     "embedded": "embedded stand-ins (not Llama-2)",
     "synthetic": "Llama-2's shapes with random weights",
@@ -24,7 +25,10 @@ def source(row):
 
 def label(number, rows):
     """Name of step ``number`` in tables and charts of ``rows`` ({step: row}), e.g. "1: 7B 8-bit", or "1: small 8-bit"."""
-    return f"{number}: {rows.get(number, {}).get('title', TITLES[number])}"
+    if "title" in rows.get(number, {}):
+        return f"{number}: {rows[number]['title']}"
+    tier = next((row["tier"] for row in rows.values() if "tier" in row), "hub")  # not measured yet, or the article's
+    return f"{number}: {replace(STEPS[number], tier=tier, checkpoint=STEPS[number].embedded).title}"
 
 
 def comparison_table(rows):
@@ -100,12 +104,12 @@ def _bars(axes, rows):
     """Two bars a step, CPU total and wall, each with its value; a dash where a step was not measured."""
     highest = max((row[key] for row in rows.values() for key in KEYS.values()), default=1)
     for side, (name, key) in zip((-0.2, 0.2), KEYS.items()):
-        for place, number in enumerate(TITLES):
+        for place, number in enumerate(STEPS):
             value = rows[number][key] if number in rows else 0
             axes.bar(place + side, value, 0.38, color=COLOURS[name], hatch=HATCHES[name], edgecolor="white", label=name if place == 0 else None)
             text = seconds(value) if number in rows else "–"
             axes.text(place + side, value + highest / 60, text, ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(TITLES)), [label(n, rows) for n in TITLES])
+    axes.set_xticks(range(len(STEPS)), [label(n, rows) for n in STEPS])
     axes.set_ylabel("seconds")
     axes.set_ylim(0, highest * 1.15)
     axes.spines[["top", "right"]].set_visible(False)

@@ -67,6 +67,7 @@ def main(names):
         print(error, file=sys.stderr)
         return 2
     results = ledger.results_dir()
+    os.environ["RESULTS_DIR"] = str(results)
     for count, path in enumerate(paths, start=1):
         started = time.perf_counter()
         print(f"[{count}/{len(paths)}] {path.name}", flush=True)
@@ -80,7 +81,7 @@ def main(names):
             return 1
         print(f"  done in {time.perf_counter() - started:.1f} s", flush=True)
     comparison = results / "comparison.md"
-    if comparison.is_file():
+    if paths[-1].name.startswith("05") and comparison.is_file():
         print(f"\n{comparison.read_text(encoding='utf-8')}")
     left = [name for name in ("ledger.jsonl", "comparison.md", "comparison.png") if (results / name).is_file()]
     print(f"In {_shown(results)}: {', '.join(['the executed notebooks', *left])}.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers.article import ROOT
-from helpers.errors import CheckpointError, UnknownStepError
+from helpers.errors import CheckpointError, UnknownFormatError, UnknownStepError
 
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 FORMATS = {"bf16": "bf16", "int8": "8-bit", "gptq": "GPTQ"}  # name in code: name in tables
@@ -40,7 +40,13 @@ class Shape:
         config = read_json(folder, "config.json")
         if config.get("model_type") != "llama":
             raise CheckpointError(f"{folder} holds a {config.get('model_type')!r} model: this course loads Llama checkpoints only.")
-        return cls(*(config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")))
+        heads = config.get("num_attention_heads")
+        if config.get("num_key_value_heads", heads) != heads or config.get("tie_word_embeddings"):
+            raise CheckpointError(f"{folder} has grouped-query attention or a tied head: this course knows Llama-2 7B's and 13B's architecture.")
+        sizes = [config.get(k) for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")]
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise CheckpointError(f"{folder}/config.json lacks a size of the model: fetch or build the checkpoint again.")
+        return cls(*sizes)
 
     def linears(self):
         """(in features, out features) of the seven linear layers of one block: q, k, v, o, gate, up, down."""
@@ -77,7 +83,12 @@ class Shape:
         if format == "gptq":
             block = sum(n * m // 2 + n // group_size * m * 5 // 2 + 4 * n for n, m in self.linears())
             return self.num_hidden_layers * block + rest
-        raise UnknownStepError(f"There is no format {format!r}: choose one of {', '.join(FORMATS)}.")
+        raise UnknownFormatError(f"There is no format {format!r}: choose one of {', '.join(FORMATS)}.")
+
+
+    def read_bytes(self, format):
+        """Bytes that one decoded token must read at least: all weights but the embedding table, of which it needs one row."""
+        return self.weight_bytes(format) - 2 * self.vocab_size * self.hidden_size
 
 
 LLAMA_2 = {"7B": Shape(4096, 11008, 32), "13B": Shape(5120, 13824, 40)}
@@ -88,8 +99,8 @@ class Step:
     """One step of the article on one tier.
 
     number: 1 to 4. model: "7B" or "13B", the Llama-2 that the step is about. format: how the weights are stored, one of FORMATS.
-    dtype: type of the activations on a GPU. checkpoint: Hub id or folder that is loaded. tier: which of helpers.tiers.TIERS it is
-    from, or "own" for a folder of the reader's.
+    dtype: type of the activations (for GPTQ on a GPU only, see helpers.loading.load_arguments). checkpoint: Hub id or folder that is loaded. tier: which of helpers.tiers.TIERS it is
+    from, or "own" for another checkpoint of the reader's.
     """
 
     number: int
@@ -113,8 +124,19 @@ class Step:
 
     @property
     def shape(self):
-        """Shape of the checkpoint that is loaded: from its config.json where it is a folder, else Llama-2's."""
-        return Shape.from_config(self.checkpoint) if self.is_folder else LLAMA_2[self.model]
+        """Shape of the checkpoint that is loaded: from its config.json, or Llama-2's where the hub tier is known to have it."""
+        if self.is_folder:
+            return Shape.from_config(self.checkpoint)
+        if self.tier == "hub":
+            return LLAMA_2[self.model]
+        from transformers.utils import cached_file
+
+        try:
+            return Shape.from_config(Path(cached_file(self.checkpoint, "config.json", revision=self.revision)).parent)
+        except CheckpointError:
+            raise
+        except OSError as error:
+            raise CheckpointError(f"{self.checkpoint} cannot be read: {str(error).strip().splitlines()[0]}") from None
 
     @property
     def is_folder(self):
@@ -133,13 +155,14 @@ STEPS = {
     3: Step(3, "7B", "gptq", "float16", "TheBloke/Llama-2-7b-Chat-GPTQ", "small-gptq"),
     4: Step(4, "13B", "gptq", "float16", "TheBloke/Llama-2-13B-GPTQ", "large-gptq"),
 }
+LIKE_FOR_LIKE = ("TheBloke/Llama-2-7B-GPTQ",)  # the base model's GPTQ twin, where the article took the chat model
 
 
 def get_step(number, tier=None, checkpoint=None, revision="main"):
     """Return step ``number`` (1 to 4) with the checkpoint that this machine can use.
 
     tier: one of helpers.tiers.TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load
-    instead of the tier's, in the same format (a Hub id counts as the hub tier, a folder as the tier "own"). Raises UnknownStepError, UnknownTierError or CheckpointError.
+    instead of the tier's, in the same format (its tier is "own", unless it is one of LIKE_FOR_LIKE). Raises UnknownStepError, UnknownTierError or CheckpointError.
     """
     from helpers import tiers
 
@@ -151,7 +174,8 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
         if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
             raise CheckpointError(f"There is no folder {checkpoint}: check the path, or give the name of a Hub repository.")
         own = Path(checkpoint).expanduser()
-        checkpoint, tier, note = (str(own), "own", "") if own.is_dir() else (str(checkpoint), "hub", "")
+        checkpoint, note = (str(own) if own.is_dir() else str(checkpoint)), ""
+        tier = "hub" if checkpoint in LIKE_FOR_LIKE else "own"
     elif tier == "hub":
         checkpoint, access = tiers.accessible(step.hub)
         note = " ".join(filter(None, [note, access]))
@@ -165,10 +189,12 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
 
 
 def describe(step):
-    """Return a table (pandas.DataFrame, one column) of what a step loads, from where, and how large it is."""
+    """Return a table (pandas.DataFrame, one column) of what a step loads, from where, and how large it is; print the step's note."""
     import pandas as pd
 
     shape = step.shape
+    if step.note:
+        print(step.note)
     rows = {
         "step": f"{step.number}: {step.title}",
         "tier": step.tier,
@@ -178,6 +204,4 @@ def describe(step):
         "bytes of the weights": f"{step.bytes:,}",
         "bits a parameter": f"{8 * step.bytes / shape.parameters:.2f}",
     }
-    if step.note:
-        rows["note"] = step.note
     return pd.Series(rows, name="this step").to_frame()

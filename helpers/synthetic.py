@@ -1,6 +1,7 @@
-"""Write checkpoints of Llama-2's shapes with random weights: true sizes, timings and kernels, without licence and download.
+"""Write checkpoints of Llama-2's shapes with random weights: real sizes, timings and kernels, without licence and download.
 
-What such a model writes has no sense. The tokeniser is the embedded models', whose tokens are a part of the vocabulary.
+What such a model writes has no sense. Eight channels of each norm are scaled up, so that the layers behind it see outliers as those of
+trained models do: without any, LLM.int8() would skip its 16-bit part and look faster than it is. The tokeniser is the embedded models', whose tokens are a part of the vocabulary.
 """
 
 import json
@@ -10,11 +11,11 @@ from pathlib import Path
 
 from helpers.article import ROOT
 from helpers.errors import CheckpointError, NotEnoughMemoryError
+from helpers.loading import LINEARS
 from helpers.steps import CHECKPOINTS, LLAMA_2
 
 GROUP_SIZE = 128
 STD = 0.02  # of the weights, as in Llama's initialisation: activations stay finite in 16 bits
-NAMES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 def folder(model, format):
@@ -24,7 +25,8 @@ def folder(model, format):
     shares bf16's files.
     """
     stored = "gptq" if format == "gptq" else "bf16"
-    path = Path(os.environ.get("SYNTHETIC_DIR") or ROOT / "synthetic") / f"llama-2-{model.lower()}-{stored}"
+    parent = ROOT / (os.environ.get("SYNTHETIC_DIR") or "synthetic")  # a relative path counts from the project
+    path = parent / f"llama-2-{model.lower()}-{stored}"
     if not path.is_dir():
         write(LLAMA_2[model], stored, path)
     return path
@@ -60,8 +62,10 @@ def write(shape, format, path, seed=0):
         return (torch.randn(*size, generator=random) * STD).to(dtype)
 
     linear = _gptq_linear if format == "gptq" else lambda n, m, random: {"weight": normal(m, n)}
-    block = {f"{name}.{part}": t for name, (n, m) in zip(NAMES, shape.linears()) for part, t in linear(n, m, random).items()}
-    block |= {f"{norm}.weight": torch.ones(h, dtype=dtype) for norm in ("input_layernorm", "post_attention_layernorm")}
+    block = {f"{name}.{part}": t for name, (n, m) in zip(LINEARS, shape.linears()) for part, t in linear(n, m, random).items()}
+    norm = torch.ones(h, dtype=dtype)
+    norm[:: h // 8] = 8.0
+    block |= {f"{name}.weight": norm.clone() for name in ("input_layernorm", "post_attention_layernorm")}
     outer = {"model.embed_tokens.weight": normal(vocab, h), "model.norm.weight": torch.ones(h, dtype=dtype), "lm_head.weight": normal(vocab, h)}
     weight_map, count = {}, shape.num_hidden_layers + 1
     for number in tqdm(range(count), desc=f"writing {path.name}, {need / 1e9:.1f} GB"):

@@ -1,7 +1,8 @@
 """Which checkpoints can this machine use?
 
 hub        the article's own checkpoints from the Hugging Face Hub: for a GPU that they fit on
-synthetic  Llama-2's shapes with random weights, written on this disk: true timings, no licence, no download, text without sense
+synthetic  Llama-2's shapes with random weights, written on this disk: real sizes, kernels and timings without licence and download;
+           the text has no sense
 embedded   the small trained models in ``data/``: any machine, no network
 """
 
@@ -13,7 +14,7 @@ from helpers.errors import CheckpointError, DeviceError, UnknownTierError
 
 TIERS = ("embedded", "hub", "synthetic")
 MIRRORS = {"meta-llama/Llama-2-7b-hf": "NousResearch/Llama-2-7b-hf"}
-OVERHEAD = 0.8e9  # bytes beside the weights on a GPU: CUDA context, KV cache and activations of one short prompt
+OVERHEAD = 0.8e9  # estimate of the bytes beside the weights: CUDA context, KV cache and activations of one short prompt
 
 
 def choose_tier(requested=None):
@@ -100,8 +101,10 @@ def get_device(device=None):
     device = f"cuda:{device}" if isinstance(device, int) else str(device)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(f"{device} was asked for, and this machine has no CUDA GPU: leave the device out, or pass 'cpu'.")
-    if not device.startswith(("cuda", "cpu")):
-        raise DeviceError(f"There is no device {device!r}: pass 'cpu' or 'cuda:0'.")
+    known = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    device = "cuda:0" if device == "cuda" else device
+    if device not in known:
+        raise DeviceError(f"There is no device {device!r} here: choose one of {', '.join(known)}.")
     return device
 
 

@@ -137,7 +137,7 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
     from transformers import LogitsProcessorList
 
     ids = tokenise(model, tokenizer, prompt, new_tokens)
-    synchronise = torch.cuda.synchronize if ids.is_cuda else lambda: None
+    synchronise = (lambda: torch.cuda.synchronize(ids.device)) if ids.is_cuda else (lambda: None)
     first = []
 
     def mark_first_token(_, scores):
@@ -174,7 +174,7 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
     """Measure ``generate`` and return a Timing: one cold call, ``warmups`` calls that are thrown away, ``repeats`` warm calls.
 
     cold: what ``generate_once`` returned for the first call after loading; without it, the first call made here counts as cold.
-    Memory peaks are those of the warm repeats (GPU) and of the process so far (host); reading them costs no time in between.
+    Memory peaks are those since the cold call (GPU) and of the process so far (host); reading them costs no time in between.
     """
     import torch
     from tqdm.auto import trange
@@ -210,17 +210,18 @@ def explain(call):
     if ratio > 1.1:
         lines.append(f"CPU total / wall = {ratio:.2f}: more than 1, so several threads worked at the same time.")
     elif ratio < 0.9:
-        lines.append(f"CPU total / wall = {ratio:.2f}: below 1, so for {seconds(call.wall - call.cpu_total)} all threads waited"
-                     " (for a GPU, a disk, or a processor that others used).")
+        lines.append(f"CPU total / wall = {ratio:.2f}: below 1, so for at least {seconds(call.wall - call.cpu_total)} nothing here worked:"
+                     " it waited for a GPU, a disk, or a processor that others used.")
     else:
-        lines.append(f"CPU total / wall = {ratio:.2f}: about 1, so one thread worked nearly all the time and hardly waited.")
+        lines.append(f"CPU total / wall = {ratio:.2f}: about 1, as much work as one core does in that time."
+                     " (While it waits for a GPU, the driver may keep a core busy, so waiting can hide in this number.)")
     return "\n".join(lines)
 
 
 def score(prediction, call):
-    """Say in a sentence how far the reader's ``prediction`` of the wall time (seconds) was from ``call``."""
-    if prediction <= 0:
-        return f"It took {seconds(call.wall)}. (A prediction above 0 can be scored.)"
+    """Say in a sentence how far the reader's ``prediction`` of the wall time (seconds, or None) was from ``call``."""
+    if prediction is None or prediction <= 0:
+        return f"It took {seconds(call.wall)}. (You made no prediction.)"
     ratio = prediction / call.wall
     off = f"{ratio:.1f} times too long" if ratio >= 1 else f"{1 / ratio:.1f} times too short"
     verdict = "well predicted" if 0.8 <= ratio <= 1.25 else off

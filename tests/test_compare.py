@@ -43,12 +43,15 @@ def text(some):
 
 
 def test_conclusions_turn_with_the_figures():
-    assert "50 % less wall time here" in text(rows()) and "the same direction" in text(rows())
-    slower = rows(walls=(4.0, 4.0, 5.0, 8.0))
-    assert "100 % more wall time here" in text(slower) and "the other direction" in text(slower)
-    assert "2.0 to 2.0 times as long" in text(rows())
-    assert "the larger model is not faster" in text(rows())
-    assert "less than its bytes suggest" in text(rows(walls=(16, 4, 8, 5)))
+    assert "50 % less wall time here, 80 % less wall time in the article" in text(rows())
+    assert "100 % more wall time here" in text(rows(walls=(4.0, 4.0, 5.0, 8.0)))
+    assert "about the same wall time (-3 %) here" in text(rows(walls=(8.0, 4.0, 5.0, 7.76)))
+    assert "2.0 to 2.0 times as long as a warm one: it measures start-up" in text(rows())
+    assert "no start-up can be seen" in text(rows(warm=1.0))
+    assert "1.33 times the bytes, 60 % more time a token" in text(rows())
+    assert "1.33 times the bytes, 38 % less time a token" in text(rows(walls=(16.0, 4.0, 8.0, 5.0)))
+    assert "shortest time a token has step 2: small bf16 (200 ms), the longest step 1: small 8-bit" in text(rows())
+    assert "Not measured yet: step 1, 3." in text({n: r for n, r in rows().items() if n in (2, 4)})
 
 
 def test_conclusions_on_texts():
@@ -64,6 +67,10 @@ def test_the_articles_chat_model_is_not_compared_by_its_text():
 
 def test_a_small_model_never_passes_for_llama_2():
     assert "not how fast Llama-2 is" in text(rows()) and "Llama-2" not in text(rows(tier="hub"))
+
+
+def test_random_weights_are_not_compared_by_their_text():
+    assert "random" in text(rows(tier="synthetic")) and "writes" not in text(rows(tier="synthetic"))
 
 
 def test_nothing_measured():

@@ -69,6 +69,8 @@ def test_index_that_is_no_json(broken):
     step, folder = broken
     (folder / "model.safetensors.index.json").write_text("{")
     fails(step, "index")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    fails(step, "no usable model.safetensors.index.json")
 
 
 def test_another_architecture(broken):
@@ -76,6 +78,48 @@ def test_another_architecture(broken):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     fails(step, "'gpt2' model: this course loads Llama")
+
+
+@pytest.mark.parametrize("change", [{"num_key_value_heads": 2}, {"tie_word_embeddings": True}])
+def test_another_kind_of_llama(broken, change):
+    step, folder = broken
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    fails(step, "grouped-query attention or a tied head")
+
+
+def test_config_without_a_size(broken):
+    step, folder = broken
+    config = json.loads((folder / "config.json").read_text())
+    del config["hidden_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    fails(step, "lacks a size")
+
+
+def test_missing_layer(broken):
+    step, folder = broken
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    fails(step, "lacks 7 tensors, model.layers.4.mlp.down_proj.weight for one")
+
+
+def test_weights_of_another_shape(broken):
+    step, folder = broken
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 512}))
+    fails(step, "cannot be loaded")
+
+
+@pytest.mark.parametrize(("number", "name", "words"), [(2, "small-gptq", "holds gptq weights"), (3, "small", "holds unquantised weights")])
+def test_another_format(number, name, words):
+    fails(steps.get_step(number, checkpoint=str(steps.CHECKPOINTS / name)), words)
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{}", b'{"a": 1}', b'{"a": {"data_offsets": []}}'])
+def test_foreign_header(broken, header):
+    step, folder = broken
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    fails(step, "cut off or damaged")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
@@ -125,7 +169,7 @@ def test_hub_without_network_is_one_sentence(monkeypatch):
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_release_frees_what_no_variable_holds(capsys, number):
     model, tokenizer = loading.load(steps.get_step(number))
-    model.generate(tokenizer("A", return_tensors="pt").input_ids, max_new_tokens=2, pad_token_id=2)
+    model.generate(tokenizer("A", return_tensors="pt").input_ids.to(model.device), max_new_tokens=2, pad_token_id=2)
     held = model.model.layers[0]
     loading.release()
     assert "still in memory" in capsys.readouterr().out
@@ -134,13 +178,32 @@ def test_release_frees_what_no_variable_holds(capsys, number):
     assert "still in memory" not in capsys.readouterr().out
 
 
-def test_show_call_is_what_load_passes(capsys):
-    step = steps.get_step(1)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_show_call_is_what_load_passes(capsys, monkeypatch, number):
+    """The printed text, run as Python, makes the very call that ``load`` makes."""
+    import torch
+    import transformers
+
+    step, calls = steps.get_step(number), []
+
+    class AutoModelForCausalLM:
+        @staticmethod
+        def from_pretrained(name, **arguments):
+            calls.append((loading.Path(name).resolve(), {k: str(v) for k, v in arguments.items()}))
+
     loading.show_call(step)
-    shown = capsys.readouterr().out
-    assert "BitsAndBytesConfig(load_in_8bit=True)" in shown and "dtype=torch.float16" in shown
-    for name in loading.load_arguments(step):
-        assert name in shown or name == "pretrained_model_name_or_path"
+    exec(capsys.readouterr().out, {
+        "AutoModelForCausalLM": AutoModelForCausalLM, "BitsAndBytesConfig": transformers.BitsAndBytesConfig, "torch": torch,
+    })  # fmt: skip
+
+    def stop(pretrained_model_name_or_path, **arguments):
+        AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, **arguments)
+        raise ValueError("stop here")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", stop)
+    with pytest.raises(CheckpointError, match="stop here"):
+        loading.load(step)
+    assert calls[0] == calls[1]
 
 
 def test_another_dtype_is_passed_on():

@@ -11,8 +11,9 @@ from helpers import ledger
 def row(step=1, tier="embedded", device="CPU", wall=2.0):
     base = {"schema": ledger.SCHEMA, "date": "2026-11-22T10:00:00+00:00", "step": step, "title": "t", "tier": tier, "device": device}
     return base | {
-        "checkpoint": "small", "format": "bf16", "user_s": 1.0, "sys_s": 0.5, "cpu_total_s": 1.5, "wall_s": wall, "completion": "x\ny “z”",
-    }
+        "checkpoint": "small", "format": "bf16", "user_s": 1.0, "sys_s": 0.5, "cpu_total_s": 1.5, "wall_s": wall, "ttft_s": 0.1,
+        "completion": "x\ny “z”", "prompt": "p", "new_tokens": 15, "parameters": 10, "weight_bytes": 20,
+    }  # fmt: skip
 
 
 def test_round_trip(tmp_path):
@@ -37,6 +38,23 @@ def test_torn_and_foreign_lines_are_reported_and_kept(tmp_path, capsys, torn):
     assert [r["step"] for r in ledger.read(path)] == [1, 2]
     assert "line 2" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8").splitlines()[1] == torn
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tier": "moon"}, {"step": 7}, {"wall_s": 0.0}, {"wall_s": -1.0}, {"wall_s": "2"}, {"ttft_s": None}, {"weight_bytes": True}]
+)
+def test_rows_that_could_break_a_table_are_skipped(tmp_path, capsys, wrong):
+    path = tmp_path / "ledger.jsonl"
+    for each in (row(1), row(2) | wrong, row(3)):
+        ledger.append(each, path)
+    assert [r["step"] for r in ledger.read(path)] == [1, 3] and f"line 2 lacks a usable '{next(iter(wrong))}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ['{"schema": 1, "wall_s": NaN}', "[" * 100_000], ids=["nan", "deep"])
+def test_lines_that_are_no_rows(tmp_path, capsys, line):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(line + "\n" + json.dumps(row(4)) + "\n")
+    assert [r["step"] for r in ledger.read(path)] == [4] and "line 1" in capsys.readouterr().err
 
 
 def test_bytes_that_are_no_text(tmp_path, capsys):
