@@ -125,7 +125,7 @@ def _more_or_less(percent, what):
 def _against_bf16(rows, number):
     """With which share of bf16's bytes step ``number`` runs, and whether it wrote the same text (where it is the same model)."""
     ours, base = rows[number], rows[2]
-    share = f"{label(number, rows)} has {100 * ours['weight_bytes'] / base['weight_bytes']:.0f} % of the bytes of bf16"
+    share = f"Step {label(number, rows)} has {100 * ours['weight_bytes'] / base['weight_bytes']:.0f} % of the bytes of bf16"
     if "chat" in ours["checkpoint"].lower():
         return f"{share}; {ours['checkpoint']} is a chat model, so the texts can't be compared."
     if ours["tier"] not in ("embedded", "hub"):

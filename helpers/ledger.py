@@ -18,7 +18,7 @@ SCHEMA = 1
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
 REQUIRED = {
     "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str, "prompt": str,
-    "completion": str, "new_tokens": int, "parameters": int, "weight_bytes": int, "user_s": float, "sys_s": float, "cpu_total_s": float,
+    "completion": str, "new_tokens": int, "parameters": int, "weight_bytes": int, "read_bytes": int, "user_s": float, "sys_s": float, "cpu_total_s": float,
     "wall_s": float, "ttft_s": float,
 }
 KNOWN = {"step": set(STEPS), "tier": {*TIERS, "own"}}
@@ -71,6 +71,7 @@ def make_row(step, timing, model, prediction=None):
         "prediction_wall_s": prediction,
         "parameters": step.shape.parameters,
         "weight_bytes": step.bytes,
+        "read_bytes": step.shape.read_bytes(step.format),  # of these, what one decoded token reads at least
         "weight_bytes_loaded": weight_bytes(model),  # as the kernel has arranged them for itself
         "peak_gpu_allocated_bytes": timing.peak_gpu_allocated,
         "peak_gpu_reserved_bytes": timing.peak_gpu_reserved,

@@ -55,8 +55,8 @@ def test_conclusions_turn_with_the_figures():
 
 
 def test_conclusions_on_texts():
-    assert "1: small 8-bit has 50 % of the bytes of bf16 and writes the same text" in text(rows())
-    assert "3: small GPTQ has 150 % of the bytes of bf16 and writes another text" in text(rows())
+    assert "Step 1: small 8-bit has 50 % of the bytes of bf16 and writes the same text" in text(rows())
+    assert "Step 3: small GPTQ has 150 % of the bytes of bf16 and writes another text" in text(rows())
 
 
 def test_the_articles_chat_model_is_not_compared_by_its_text():

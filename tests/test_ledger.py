@@ -12,7 +12,7 @@ def row(step=1, tier="embedded", device="CPU", wall=2.0):
     base = {"schema": ledger.SCHEMA, "date": "2026-11-22T10:00:00+00:00", "step": step, "title": "t", "tier": tier, "device": device}
     return base | {
         "checkpoint": "small", "format": "bf16", "user_s": 1.0, "sys_s": 0.5, "cpu_total_s": 1.5, "wall_s": wall, "ttft_s": 0.1,
-        "completion": "x\ny “z”", "prompt": "p", "new_tokens": 15, "parameters": 10, "weight_bytes": 20,
+        "completion": "x\ny “z”", "prompt": "p", "new_tokens": 15, "parameters": 10, "weight_bytes": 20, "read_bytes": 15,
     }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Recorded figures and the README's table are the same measurement."""
 
+import re
+
 import pytest
 
 from helpers import compare, ledger
@@ -20,4 +22,5 @@ def test_recorded_rows_are_complete(path, capsys):
 
 def test_the_readme_quotes_the_recorded_run():
     rows = {r["step"]: r for r in ledger.read(ROOT / "data" / "recorded" / "cpu-2-cores" / "ledger.jsonl")}
-    assert compare.markdown(comparison_table(rows)) in (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert compare.markdown(comparison_table(rows)) in readme and not re.search(r"[A-Z]+_[A-Z]+$", readme, re.MULTILINE)
