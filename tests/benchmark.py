@@ -7,6 +7,7 @@ second (pages that processes share count once for each of them, so it is an uppe
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -44,8 +45,6 @@ def measure(name, command, results):
             each.kill()
         return wall, 0, 0
     peak, log = 0, open(Path(results) / "log", "w", encoding="utf-8")
-    import threading
-
     reader = threading.Thread(target=lambda: log.writelines(child.stdout))
     reader.start()
     while child.poll() is None:
