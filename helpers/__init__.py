@@ -3,8 +3,10 @@
 steps    which model does a step load, and how large is it?
 tiers    which checkpoints can this machine use?
 synthetic  write full-size checkpoints with random weights
+checks   can this checkpoint be loaded here?
 loading  load a step's model, look into a layer, free the memory
 timing   how long did ``generate`` take, and where did the time go?
+words    say measured times in words
 ledger   what was measured so far?
 article  what did the article measure and claim?
 compare  what do the four steps show together?

@@ -2,7 +2,7 @@
 
 from helpers.article import ARTICLE, article_rows
 from helpers.plots import comparison_table, label, source
-from helpers.timing import seconds
+from helpers.words import seconds
 
 QUANTITIES = {"cpu_total_s": "CPU total", "wall_s": "wall"}
 

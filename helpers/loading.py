@@ -11,11 +11,9 @@ import warnings
 import weakref
 from pathlib import Path
 
-from helpers import tiers
+from helpers import checks, tiers
 from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
-from helpers.steps import Shape, read_json
 
-LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _loaded = {}  # the model loaded last, as a weak reference, and the memory in use after it was loaded
 
 
@@ -66,8 +64,8 @@ def load(step, device=None):
     arguments = load_arguments(step, device)
     device = arguments["device_map"][""]
     if step.is_folder:
-        check_folder(step.checkpoint, step.format)
-    check_memory(step.bytes, device)
+        checks.check_folder(step.checkpoint, step.format)
+    checks.check_memory(step.bytes, device)
     with quiet():
         import transformers.modeling_utils  # noqa: F401
 
@@ -156,80 +154,6 @@ def read_tensor(step, name):
     file = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"][name] if index else "model.safetensors"
     with safe_open(path(file), framework="pt") as tensors:
         return tensors.get_tensor(name)
-
-
-def check_folder(folder, format):
-    """Raise CheckpointError unless ``folder`` holds a complete Llama checkpoint in ``format`` (int8 is made from bf16 files).
-
-    Only the safetensors headers are read: every shard must be there, none cut off, and no layer missing.
-    """
-    folder = Path(folder)
-    shape = Shape.from_config(folder)
-    quantised = (read_json(folder, "config.json").get("quantization_config") or {}).get("quant_method")
-    if (quantised == "gptq") != (format == "gptq") or quantised not in (None, "gptq"):
-        raise CheckpointError(f"{folder} holds {quantised or 'unquantised'} weights: this step needs {'GPTQ' if format == 'gptq' else 'unquantised'} ones.")
-    index = "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if (folder / index).is_file():
-        weight_map = read_json(folder, index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{folder} has no usable {index}: fetch or build the checkpoint again.")
-        names = sorted(set(weight_map.values()))
-    found = set()
-    for name in names:
-        shard = folder / name
-        if not shard.is_file():
-            raise CheckpointError(f"{folder} lacks {name}: fetch or build the checkpoint again.")
-        tensors = _tensor_names(shard)
-        if tensors is None:
-            raise CheckpointError(f"{shard} is cut off or damaged ({shard.stat().st_size:,} bytes): fetch or build the checkpoint again.")
-        found.update(tensors)
-    weight = "qweight" if format == "gptq" else "weight"
-    wanted = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-    wanted |= {f"model.layers.{n}.{linear}.{weight}" for n in range(shape.num_hidden_layers) for linear in LINEARS}
-    if missing := sorted(wanted - found):
-        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, {missing[0]} for one: fetch or build the checkpoint again.")
-
-
-def _tensor_names(shard):
-    """Names in a safetensors file, or None if it has not exactly the length that its header announces.
-
-    Format: https://huggingface.co/docs/safetensors, 8 bytes of header length, a JSON header, the tensors.
-    """
-    size = shard.stat().st_size
-    with open(shard, "rb") as file:
-        try:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= size else {}
-            header.pop("__metadata__", None)
-            end = max(entry["data_offsets"][1] for entry in header.values())
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return None
-    return list(header) if size == 8 + length + end else None
-
-
-def free_memory(device):
-    """Free bytes on ``device``: of the GPU's memory, or of the host's that programs can still get (in a container: its share)."""
-    import psutil
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # Linux's cgroup v2; "max" means no limit
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
-    return free
-
-
-def check_memory(weights, device):
-    """Raise NotEnoughMemoryError if ``weights`` bytes and the overhead that comes with them are more than is free on ``device``."""
-    need, free = weights + tiers.OVERHEAD, free_memory(device)
-    if need > free:
-        raise NotEnoughMemoryError(
-            f"This step needs about {need / 1e9:.1f} GB on {device} and {free / 1e9:.1f} GB are free: release other models or restart"
-            " other notebooks, or set TIER=embedded for the small models."
-        )
 
 
 def memory_in_use(device):

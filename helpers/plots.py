@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from helpers.article import article_rows
 from helpers.steps import STEPS
-from helpers.timing import seconds
+from helpers.words import seconds
 
 TIERS = {
     "embedded": "embedded stand-ins (not Llama-2)",

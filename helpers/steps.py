@@ -99,8 +99,9 @@ class Step:
     """One step of the article on one tier.
 
     number: 1 to 4. model: "7B" or "13B", the Llama-2 that the step is about. format: how the weights are stored, one of FORMATS.
-    dtype: type of the activations (for GPTQ on a GPU only, see helpers.loading.load_arguments). checkpoint: Hub id or folder that is loaded. tier: which of helpers.tiers.TIERS it is
-    from, or "own" for another checkpoint of the reader's.
+    dtype: type of the activations (for GPTQ on a GPU only, see helpers.loading.load_arguments). hub, embedded: the step's checkpoint
+    on these tiers. tier: the chosen one of helpers.tiers.TIERS, or "own" for another checkpoint of the reader's. checkpoint: the Hub
+    id or folder that is loaded. note: why it is this one, in a sentence, where that needs saying.
     """
 
     number: int
@@ -162,7 +163,8 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
     """Return step ``number`` (1 to 4) with the checkpoint that this machine can use.
 
     tier: one of helpers.tiers.TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load
-    instead of the tier's, in the same format (its tier is "own", unless it is one of LIKE_FOR_LIKE). Raises UnknownStepError, UnknownTierError or CheckpointError.
+    instead of the tier's, in the same format; its tier is "own", unless it is one of LIKE_FOR_LIKE. Raises UnknownStepError,
+    UnknownTierError or CheckpointError.
     """
     from helpers import tiers
 

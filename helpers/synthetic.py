@@ -1,7 +1,8 @@
 """Write checkpoints of Llama-2's shapes with random weights: real sizes, timings and kernels, without licence and download.
 
-What such a model writes has no sense. Eight channels of each norm are scaled up, so that the layers behind it see outliers as those of
-trained models do: without any, LLM.int8() would skip its 16-bit part and look faster than it is. The tokeniser is the embedded models', whose tokens are a part of the vocabulary.
+What such a model writes has no sense. Eight channels of each norm are scaled up, so that the layers behind it see outliers as
+those of trained models do: without any, LLM.int8() would skip its 16-bit part and look faster than it is. The tokeniser is the
+embedded models', whose tokens are a part of the vocabulary.
 """
 
 import json
@@ -10,8 +11,8 @@ import shutil
 from pathlib import Path
 
 from helpers.article import ROOT
+from helpers.checks import LINEARS
 from helpers.errors import CheckpointError, NotEnoughMemoryError
-from helpers.loading import LINEARS
 from helpers.steps import CHECKPOINTS, LLAMA_2
 
 GROUP_SIZE = 128

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers import loading, steps, tiers
+from helpers import checks, loading, steps, tiers
 from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
 
 
@@ -137,14 +137,14 @@ def test_missing_tokeniser(broken):
 
 
 def test_too_little_memory_names_both_numbers(monkeypatch):
-    monkeypatch.setattr(loading, "free_memory", lambda device: 0.5e9)
+    monkeypatch.setattr(checks, "free_memory", lambda device: 0.5e9)
     with pytest.raises(NotEnoughMemoryError, match=r"needs about 0\.8 GB on cpu and 0\.5 GB are free"):
         loading.load(steps.get_step(2))
 
 
 def test_llama_2_would_not_fit_a_small_machine():
     with pytest.raises(NotEnoughMemoryError, match="TIER=embedded"):
-        loading.check_memory(10**15, "cpu")
+        checks.check_memory(10**15, "cpu")
 
 
 def test_cuda_only_choice_on_a_cpu():

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from helpers import loading, steps, synthetic, timing
+from helpers import checks, loading, steps, synthetic, timing
 from helpers.errors import CheckpointError, NotEnoughMemoryError
 
 TINY = steps.Shape(hidden_size=256, intermediate_size=384, num_hidden_layers=3, vocab_size=32000)
@@ -59,7 +59,7 @@ def test_cut_off_write_leaves_nothing_that_looks_complete(tiny, monkeypatch):
     assert not (tiny / "llama-2-7b-bf16").exists()
     monkeypatch.undo()
     synthetic.write(TINY, "bf16", tiny / "llama-2-7b-bf16")
-    loading.check_folder(tiny / "llama-2-7b-bf16", "bf16")
+    checks.check_folder(tiny / "llama-2-7b-bf16", "bf16")
     assert not list(tiny.glob("*.partial"))
 
 
