@@ -73,7 +73,7 @@ def side_by_side_chart(rows, save_as=None):
     for axes, part in zip(figure.subplots(1, 2), (article_rows(), rows)):
         _bars(axes, part)
         where = source(next(iter(part.values()))) if part else "nothing measured yet"
-        axes.set_title(_wrap(where), fontsize=10)
+        axes.set_title(where.replace(", ", "\n", 1), fontsize=10)
     figure.suptitle("First call of generate, 15 new tokens")
     text = f"Left, {comparison_text(article_rows())}\nRight, {comparison_text(rows)}"
     return show(figure, text, save_as)
@@ -114,9 +114,3 @@ def _bars(axes, rows):
     axes.set_ylim(0, highest * 1.15)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-
-
-def _wrap(text):
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, 52))

@@ -123,4 +123,5 @@ def device_name(device=None):
             name = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"CPU ({name or platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({name or platform.machine()}, {threads} thread{'s' * (threads != 1)})"
