@@ -1,0 +1,1 @@
+"""Data of the course: checkpoints, text, and the program that builds them (data.build)."""

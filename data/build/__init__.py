@@ -1,0 +1,1 @@
+"""Builds the small models of the course from a seed: run `python -m data.build` from the repository root."""

@@ -1,0 +1,128 @@
+"""4-bit quantisation: GPTQ checkpoints in the v1 layout, and plain rounding to compare with.
+
+A linear layer with weight [out, in] becomes four tensors:
+    qweight int32   [in/8, out]          eight 4-bit codes in one number
+    qzeros  int32   [in/group, out/8]    the zero point minus one (v1), here always 7
+    scales  float16 [in/group, out]
+    g_idx   int32   [in]                 the group of each input
+"""
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+
+BITS, GROUP = 4, 128
+DAMP = 0.1
+V1_ZEROS = 0x77777777
+LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+           "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+
+
+def quiet_libraries():
+    """Less chatter from the libraries, and no compiler needed to pack the weights."""
+    os.environ.setdefault("GPTQMODEL_DISABLE_PACK_EXT", "1")  # pack in Python: slower, but needs no C++ compiler
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.filterwarnings("ignore")
+    for name in ("torchao", "torch.utils._pytree", "optimum", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import transformers
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        from logbar import LogBar
+        LogBar.shared().setLevel("ERROR")
+    except Exception:
+        pass
+
+
+def gptq_settings():
+    """The quantisation settings as they stand in config.json and quantize_config.json."""
+    return {"bits": BITS, "group_size": GROUP, "damp_percent": DAMP, "desc_act": False, "sym": True,
+            "true_sequential": True, "static_groups": False, "model_name_or_path": None,
+            "model_file_base_name": "model"}
+
+
+def quantise_gptq(base, windows):
+    """Quantise a base checkpoint with GPTQ, calibrated on windows (int64 [count, tokens]); returns the model.
+
+    The computation is in fp32; the in-memory layout is the library's own (v2).
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig
+
+    torch.set_num_threads(2)
+    examples = [{"input_ids": window[None].tolist(), "attention_mask": torch.ones_like(window[None]).tolist()}
+                for window in windows]
+    plan = GPTQConfig(bits=BITS, group_size=GROUP, damp_percent=DAMP, desc_act=False, sym=True, true_sequential=True,
+                      dataset=examples, tokenizer=AutoTokenizer.from_pretrained(base), batch_size=1,
+                      model_seqlen=windows.shape[1])
+    return AutoModelForCausalLM.from_pretrained(base, quantization_config=plan, dtype=torch.float32,
+                                                device_map={"": "cpu"})
+
+
+def save_gptq(model, base, folder, scratch):
+    """Save a just-quantised model in the v1 layout, with the configuration and tokeniser of its base."""
+    from gptqmodel.utils.model import hf_convert_gptq_v2_to_v1_format
+    from safetensors.torch import save_file
+
+    quantised = [module for module in model.modules() if hasattr(module, "qweight")]
+    hf_convert_gptq_v2_to_v1_format(model, True, BITS, type(quantised[0]), "gptq_v2", None)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith((".qweight", ".qzeros", ".g_idx")):
+            tensors[name] = tensor.to(torch.int32).contiguous()
+        else:
+            tensors[name] = tensor.to(torch.float16).contiguous()
+    for name, tensor in tensors.items():
+        if name.endswith(".qzeros") and not torch.all(tensor == V1_ZEROS):
+            raise RuntimeError(f"{name} is not in the v1 layout")
+
+    base, folder = Path(base), Path(folder)
+    part = Path(scratch) / (folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        shutil.copy(base / name, part / name)
+    config = json.loads((base / "config.json").read_text())
+    config.update(dtype="float16", torch_dtype="float16", quantization_config={**gptq_settings(), "quant_method": "gptq"})
+    (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (part / "quantize_config.json").write_text(json.dumps(gptq_settings(), indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(str(part), str(folder))
+
+
+def make_gptq(base, folder, windows, scratch):
+    """Quantise, save, load again and compare; returns the largest difference of the logits (no unit)."""
+    from transformers import AutoModelForCausalLM
+
+    model = quantise_gptq(base, windows)
+    with torch.no_grad():
+        before = model(windows[:4]).logits.float()
+    save_gptq(model, base, folder, scratch)
+    del model
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"})
+    with torch.no_grad():
+        after = again(windows[:4]).logits.float()
+    difference = (before - after).abs().max().item()
+    if difference > 0.02 * before.abs().max().item():  # the CPU kernel rounds the scales to bfloat16; a wrong zero point gives far more
+        raise RuntimeError(f"{folder} does not give the logits of the quantised model: difference {difference:.3f}")
+    return difference
+
+
+def round_to_nearest(model):
+    """Round the seven linears of every layer to GPTQ's grid, in place: 4 bits, groups of 128 inputs, symmetric."""
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for name in LINEARS:
+                weight = layer.get_submodule(name).weight
+                groups = weight.float().view(weight.shape[0], -1, GROUP)
+                scale = (2 * groups.abs().amax(-1, keepdim=True) / (2**BITS - 1)).clamp(min=1e-8)
+                codes = (torch.round(groups / scale) + 2 ** (BITS - 1)).clamp(0, 2**BITS - 1)
+                weight.copy_(((codes - 2 ** (BITS - 1)) * scale).view_as(weight))
+    return model
