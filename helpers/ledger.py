@@ -77,7 +77,7 @@ def make_row(step, timing, model, prediction=None):
         "peak_gpu_reserved_bytes": timing.peak_gpu_reserved,
         "peak_rss_bytes": timing.peak_rss,
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
