@@ -89,7 +89,9 @@ the 7B model of the article and `large` for the 13B model, on machines that have
 | `text/heldout.txt` | text for perplexity, one document a line; no sentence of it is in the training text |
 | `text/calibration.txt` | training text on which GPTQ was calibrated |
 | `quality.json` | the measured perplexities, with protocol, versions and date |
-| `build/` | the program that makes all of this |
+| `build/` | the program that makes all of the above |
+| `article.json` | the figures of the article that the course follows |
+| `recorded/` | [recorded runs](recorded/README.md) |
 
 {shapes}
 
