@@ -8,10 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
-
 from helpers import ledger, tiers
 from helpers.article import ROOT
 from helpers.errors import CourseError
@@ -25,6 +21,9 @@ def execute(path, output):
     Prints a line a cell. Raises CellExecutionError if a cell fails and DeadKernelError if the kernel dies; what ran until
     then is saved.
     """
+    import nbformat  # importing these two takes three seconds: after the first line is printed
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(path, as_version=4)
     code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     started = time.perf_counter()
@@ -71,6 +70,8 @@ def main(names):
     for count, path in enumerate(paths, start=1):
         started = time.perf_counter()
         print(f"[{count}/{len(paths)}] {path.name}", flush=True)
+        from nbclient.exceptions import CellExecutionError, DeadKernelError
+
         try:
             execute(path, results / path.name)
         except CellExecutionError as error:

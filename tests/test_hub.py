@@ -33,7 +33,8 @@ print(json.dumps(found))
 
 def run(hub, home, *numbers):
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    environment.pop("HF_TOKEN", None)
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        environment.pop(name, None)
     done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, numbers)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return {int(n): row for n, row in json.loads(done.stdout.splitlines()[-1]).items()}
