@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "make run": ["make", "run"],
     "make run, until its first line": ["make", "run"],
+    "make test, until its first line": ["make", "test"],
     "import helpers": [sys.executable, "-c", "import helpers"],
     "make test": ["make", "test"],
 }
