@@ -15,7 +15,7 @@ run: .venv/ready
 test: .venv/ready
 	@$(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks tests
 
-lab: .venv/ready
+lab: .venv/lab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
 data: .venv/ready
@@ -26,6 +26,11 @@ data: .venv/ready
 	@echo "Setting up .venv (once; it takes a few minutes) ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/lab: requirements-lab.txt .venv/ready
+	@echo "Adding JupyterLab (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-lab.txt
 	@touch $@
 
 clean:
