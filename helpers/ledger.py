@@ -132,9 +132,12 @@ def _problem(row):
         return f"is not of schema {SCHEMA}"
     for key, kind in REQUIRED.items():
         value = row.get(key)
-        known = key not in KNOWN or value in KNOWN[key]
-        impossible = isinstance(value, float) and not 0 <= value < inf or key == "wall_s" and value == 0
-        if not isinstance(value, kind) or isinstance(value, bool) or not known or impossible:
+        usable = isinstance(value, kind) and not isinstance(value, bool)
+        if usable and key in KNOWN:
+            usable = value in KNOWN[key]
+        elif usable and kind is float:
+            usable = 0 <= value < inf and (value > 0 or key != "wall_s")
+        if not usable:
             return f"lacks a usable {key!r}"
     return None
 

@@ -65,13 +65,13 @@ def main(names):
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
+    from nbclient.exceptions import CellExecutionError, DeadKernelError  # late, as in execute
+
     results = ledger.results_dir()
     os.environ["RESULTS_DIR"] = str(results)
     for count, path in enumerate(paths, start=1):
         started = time.perf_counter()
         print(f"[{count}/{len(paths)}] {path.name}", flush=True)
-        from nbclient.exceptions import CellExecutionError, DeadKernelError
-
         try:
             execute(path, results / path.name)
         except CellExecutionError as error:

@@ -41,7 +41,7 @@ def test_torn_and_foreign_lines_are_reported_and_kept(tmp_path, capsys, torn):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tier": "moon"}, {"step": 7}, {"wall_s": 0.0}, {"wall_s": -1.0}, {"wall_s": "2"}, {"ttft_s": None}, {"weight_bytes": True}]
+    "wrong", [{"tier": "moon"}, {"tier": []}, {"step": 7}, {"wall_s": 0.0}, {"wall_s": -1.0}, {"wall_s": "2"}, {"ttft_s": None}, {"weight_bytes": True}]
 )
 def test_rows_that_could_break_a_table_are_skipped(tmp_path, capsys, wrong):
     path = tmp_path / "ledger.jsonl"
