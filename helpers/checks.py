@@ -1,10 +1,10 @@
 """Can this checkpoint be loaded here? Answered from file headers and free memory, before anything large is read."""
 
-import contextlib
 import json
+import re
 from pathlib import Path
 
-from helpers import tiers
+from helpers import machine, tiers
 from helpers.errors import CheckpointError, NotEnoughMemoryError
 from helpers.steps import Shape, read_json
 
@@ -64,16 +64,27 @@ def _tensor_names(shard):
 
 def free_memory(device):
     """Free bytes on ``device``: of the GPU's memory, or of the host's that programs can still get (in a container: its share)."""
-    import psutil
-    import torch
-
     if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # Linux's cgroup v2; "max" means no limit
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
-    return free
+    return machine.host_memory()[1]
+
+
+def out_of_memory(error, device, doing):
+    """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None."""
+    said = str(error)
+    if not isinstance(error, MemoryError) and "out of memory" not in said and "can't allocate memory" not in said:
+        return None
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMG]iB)?", said)
+    needed = "more memory was"
+    if asked:
+        size = float(asked.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}.get(asked.group(2), 1)
+        needed = f"{size / 1e6:,.0f} MB more were"
+    return NotEnoughMemoryError(
+        f"The memory of {device} ran out while {doing}: {needed} needed and {free_memory(device) / 1e6:,.0f} MB are free. The model was released;"
+        " use a shorter prompt or fewer tokens, close other notebooks, or set TIER=embedded, then load it again."
+    )
 
 
 def check_memory(weights, device):

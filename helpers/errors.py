@@ -42,3 +42,7 @@ class NotEnoughMemoryError(CourseError, MemoryError):
 
 class DeviceError(CourseError, RuntimeError):
     """A device that this machine does not have."""
+
+
+class PackagesError(CourseError, ImportError):
+    """Packages that are missing, too old, or replaced while the kernel was using them."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from helpers.article import ROOT
 from helpers.steps import STEPS
-from helpers.tiers import TIERS, device_name, get_device
+from helpers.tiers import TIERS, device_of
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
@@ -46,7 +46,7 @@ def make_row(step, timing, model, prediction=None):
         "step": step.number,
         "title": step.title,
         "tier": step.tier,
-        "device": device_name(get_device(str(model.device))),
+        "device": device_of(model),
         "checkpoint": Path(step.checkpoint).name if step.is_folder else step.checkpoint,
         "revision": _commit(step),
         "format": step.format,

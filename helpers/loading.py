@@ -11,10 +11,10 @@ import warnings
 import weakref
 from pathlib import Path
 
-from helpers import checks, tiers
-from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
+from helpers import checks, download, holders, tiers
+from helpers.errors import CheckpointError, DeviceError
 
-_loaded = {}  # the model loaded last, as a weak reference, and the memory in use after it was loaded
+_loaded = {}  # of the model loaded last: weak references to its parts, its device, and the memory in use after it was loaded
 
 
 def load_arguments(step, device=None):
@@ -22,11 +22,13 @@ def load_arguments(step, device=None):
 
     The article's arguments, with these differences: 8-bit is asked for with a BitsAndBytesConfig (``load_in_8bit=`` has left
     transformers); GPTQ's activations are bfloat16 on a CPU, where float16 arithmetic is slow; only safetensors files are read;
-    and the device is named in full.
-    Raises DeviceError if ``device`` is not there.
+    and the device is named in full. Where no ``device`` is asked for and the first GPU is too small, as many GPUs as it needs share
+    the model. Raises DeviceError if ``device`` is not there.
     """
     import torch
 
+    free = [] if device is not None else [torch.cuda.mem_get_info(n)[0] for n in range(tiers.gpu_count())]
+    shared = tiers.spread(step.bytes, free) if len(free) > 1 else []
     device = tiers.get_device(device)
     dtype = step.dtype if device != "cpu" or step.format != "gptq" else "bfloat16"
     arguments = {"pretrained_model_name_or_path": step.checkpoint}
@@ -35,8 +37,10 @@ def load_arguments(step, device=None):
 
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     arguments |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
+    if len(shared) > 1:
+        arguments |= {"device_map": "balanced", "max_memory": {n: int(free[n] - tiers.OVERHEAD) for n in shared}}
     if not step.is_folder:
-        arguments["revision"] = step.revision
+        arguments |= {"revision": step.revision, "local_files_only": True}  # ``load`` has fetched the files before
     return arguments
 
 
@@ -58,14 +62,17 @@ def load(step, device=None):
     """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, and print the memory before and after.
 
     Returns (model, tokenizer). Raises DeviceError, CheckpointError (a folder is checked before its weights are read) or
-    NotEnoughMemoryError (before anything large is read). "Before" is after the libraries were imported, so that the difference is
-    the model's.
+    NotEnoughMemoryError (before anything large is fetched or read). "Before" is after the libraries were imported, so that the
+    difference is the model's.
     """
     arguments = load_arguments(step, device)
-    device = arguments["device_map"][""]
+    device = _first_device(arguments)
     if step.is_folder:
         checks.check_folder(step.checkpoint, step.format)
-    checks.check_memory(step.bytes, device)
+    if "max_memory" not in arguments:
+        checks.check_memory(step.bytes, device)
+    if not step.is_folder:
+        download.fetch(step)
     with quiet():
         import transformers.modeling_utils  # noqa: F401
 
@@ -83,19 +90,20 @@ def _load(step, arguments, before):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device = arguments["device_map"][""]
+    device, problem = _first_device(arguments), None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision)
+        tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
         with quiet(keep_stderr=True):
             model = AutoModelForCausalLM.from_pretrained(**arguments)
     except ImportError as error:
-        raise DeviceError(f"A library or compiler for this step is missing on {device}: {_first_line(error)} Or set TIER=embedded.") from None
-    except torch.OutOfMemoryError:
-        raise NotEnoughMemoryError(f"The memory of {device} ran out while loading: restart the notebook, or set TIER=embedded.") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{step.checkpoint} cannot be loaded: {_first_line(error)}") from None
+        problem = DeviceError(f"A library or compiler for this step is missing on {device}: {_first_line(error)} Or set TIER=embedded.")
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        problem = checks.out_of_memory(error, device, "loading") or CheckpointError(f"{step.checkpoint} cannot be loaded: {_first_line(error)}")
+    if problem:  # raised here, where the failed call's variables, and so the half-loaded model, are gone
+        free_caches()
+        raise problem
     after = memory_in_use(device)
-    _loaded.update(model=weakref.ref(model), after=after, device=device)
+    _loaded.update(parts=[weakref.ref(part) for part in _parts(model)], after=after, device=device)
     print(f"Weights: {weight_bytes(model) / 1e6:,.1f} MB. {_place(device)}: {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB after.")
     return model, tokenizer
 
@@ -103,25 +111,58 @@ def _load(step, arguments, before):
 def release():
     """Free the memory of models that no variable holds any more, print before and after, return the bytes still in use.
 
-    Write ``del model`` (and any layer or tensor of it) first. If the model is still held, the sentence says so.
+    Write ``del model`` (and any layer or tensor of it) first. What is still held is named, with the variables that hold it.
     """
+    holders.forget_last_error()
+    free_caches()
+    device = _loaded.get("device") or tiers.get_device()
+    now = memory_in_use(device)
+    if "after" in _loaded:
+        print(f"{_place(device)}: {_loaded['after'] / 1e6:,.0f} MB with the model, {now / 1e6:,.0f} MB now.")
+    alive = [part for reference in _loaded.get("parts", ()) if (part := reference()) is not None]
+    if alive:
+        names = holders.find(alive)
+        advice = f"del {', '.join(n for n in names if n.isidentifier())}" if any(n.isidentifier() for n in names) else "free it"
+        if any(name.startswith("Out[") for name in names):
+            advice = "Out.clear()" if advice == "free it" else f"{advice}; Out.clear()"
+        print(f"The model, or a part of it, is still in memory, held by {', '.join(names) or 'a library'}: {advice}, then call release() again.")
+    return now
+
+
+def free_caches():
+    """Give memory that nothing uses any more back to the device and to the operating system."""
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     elif sys.platform.startswith("linux"):  # glibc keeps freed memory for itself unless it is asked
         import ctypes
 
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-    device = _loaded.get("device", tiers.get_device())
-    now = memory_in_use(device)
-    if "after" in _loaded:
-        print(f"{_place(device)}: {_loaded['after'] / 1e6:,.0f} MB with the model, {now / 1e6:,.0f} MB now.")
-    if "model" in _loaded and _loaded["model"]() is not None:
-        print("The model is still in memory, because a variable (or Out[…]) holds it or a part of it: del it, then call release() again.")
-    return now
+
+
+def hollow(model):
+    """Free the weights of ``model`` although variables still hold it: after this it is an empty shell."""
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name in tensors:
+                tensors[name] = None
+        if hasattr(module, "state"):  # where bitsandbytes keeps the 8-bit weights
+            module.state = None
+    free_caches()
+
+
+def _parts(model):
+    """The model, its layers and their tensors: all that can be held by itself."""
+    return [*model.modules(), *model.parameters(), *model.buffers()]
+
+
+def _first_device(arguments):
+    """The device of the embedding table: the only one, or the first of several GPUs."""
+    where = arguments["device_map"]
+    return where[""] if isinstance(where, dict) else f"cuda:{min(arguments['max_memory'])}"
 
 
 def weight_bytes(model):
@@ -148,7 +189,7 @@ def read_tensor(step, name):
     from transformers.utils import cached_file
 
     def path(file, **options):
-        return cached_file(step.checkpoint, file, revision=step.revision, **options)
+        return cached_file(step.checkpoint, file, revision=step.revision, local_files_only=True, **options)
 
     index = path("model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     file = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"][name] if index else "model.safetensors"
@@ -157,11 +198,13 @@ def read_tensor(step, name):
 
 
 def memory_in_use(device):
-    """Bytes that this process uses on ``device``: allocated by torch on a GPU, the resident set on the host."""
+    """Bytes that this process uses on ``device``: allocated by torch on all GPUs, or the resident set on the host."""
     import psutil
     import torch
 
-    return torch.cuda.memory_allocated(device) if device.startswith("cuda") else psutil.Process().memory_info().rss
+    if device.startswith("cuda"):
+        return sum(torch.cuda.memory_allocated(n) for n in range(torch.cuda.device_count()))
+    return psutil.Process().memory_info().rss
 
 
 def _first_line(error):

@@ -87,6 +87,19 @@ def comparison_text(rows):
     return f"{source(next(iter(rows.values())))}: " + "; ".join(parts) + "."
 
 
+def figure(title, x, y, size=(8, 3.8)):
+    """Return (figure, axes) of an empty chart in the course's style. title, x, y: what it shows and what its axes mean."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 def show(figure, text, save_as=None):
     """Turn ``figure`` into a PNG with ``text`` as its alternative text, print the text, return the image for the notebook to show."""
     from IPython.display import Image
@@ -97,7 +110,7 @@ def show(figure, text, save_as=None):
         with open(save_as, "wb") as file:
             file.write(buffer.getvalue())
     print(text)
-    return Image(buffer.getvalue(), alt=text)
+    return Image(buffer.getvalue(), metadata={"alt": text})  # Colab's IPython 7 has no alt=
 
 
 def _bars(axes, rows):

@@ -85,6 +85,10 @@ class Shape:
             return self.num_hidden_layers * block + rest
         raise UnknownFormatError(f"There is no format {format!r}: choose one of {', '.join(FORMATS)}.")
 
+    @property
+    def kv_bytes_per_token(self):
+        """Bytes of keys and values that the cache keeps for one token, in 16 bits: 2 for each layer, each as wide as the model."""
+        return 2 * self.num_hidden_layers * self.hidden_size * 2
 
     def read_bytes(self, format):
         """Bytes that one decoded token must read at least: all weights but the embedding table, of which it needs one row."""
@@ -125,19 +129,12 @@ class Step:
 
     @property
     def shape(self):
-        """Shape of the checkpoint that is loaded: from its config.json, or Llama-2's where the hub tier is known to have it."""
+        """Shape of the checkpoint that is loaded, from its config.json (on the hub tier a small download, the first time)."""
         if self.is_folder:
             return Shape.from_config(self.checkpoint)
-        if self.tier == "hub":
-            return LLAMA_2[self.model]
-        from transformers.utils import cached_file
+        from helpers import download
 
-        try:
-            return Shape.from_config(Path(cached_file(self.checkpoint, "config.json", revision=self.revision)).parent)
-        except CheckpointError:
-            raise
-        except OSError as error:
-            raise CheckpointError(f"{self.checkpoint} cannot be read: {str(error).strip().splitlines()[0]}") from None
+        return Shape.from_config(download.config(self.checkpoint, self.revision))
 
     @property
     def is_folder(self):
@@ -166,7 +163,7 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
     instead of the tier's, in the same format; its tier is "own", unless it is one of LIKE_FOR_LIKE. Raises UnknownStepError,
     UnknownTierError or CheckpointError.
     """
-    from helpers import tiers
+    from helpers import access, tiers
 
     if number not in STEPS:
         raise UnknownStepError(f"There is no step {number!r}: the article has steps {', '.join(map(str, STEPS))}.")
@@ -179,8 +176,8 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
         checkpoint, note = (str(own) if own.is_dir() else str(checkpoint)), ""
         tier = "hub" if checkpoint in LIKE_FOR_LIKE else "own"
     elif tier == "hub":
-        checkpoint, access = tiers.accessible(step.hub)
-        note = " ".join(filter(None, [note, access]))
+        checkpoint, reason = access.whether(step.hub, revision)
+        note = " ".join(filter(None, [note, reason]))
     elif tier == "synthetic":
         from helpers import synthetic
 

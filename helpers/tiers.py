@@ -6,14 +6,13 @@ synthetic  Llama-2's shapes with random weights, written on this disk: real size
 embedded   the small trained models in ``data/``: any machine, no network
 """
 
-import ctypes
 import os
 from functools import lru_cache
 
-from helpers.errors import CheckpointError, DeviceError, UnknownTierError
+from helpers import access, machine
+from helpers.errors import DeviceError, UnknownTierError
 
 TIERS = ("embedded", "hub", "synthetic")
-MIRRORS = {"meta-llama/Llama-2-7b-hf": "NousResearch/Llama-2-7b-hf"}
 OVERHEAD = 0.8e9  # estimate of the bytes beside the weights: CUDA context, KV cache and activations of one short prompt
 
 
@@ -33,67 +32,45 @@ def choose_tier(requested=None):
 
 @lru_cache(maxsize=1)
 def _why_not_hub():
-    """Return why the hub tier can't be used here, or "" if it can."""
-    no_gpu = "this machine has no CUDA GPU"
-    try:  # NVIDIA's driver library: without it there is no need to import torch, which takes seconds
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return no_gpu
-    import torch
-
+    """Return why the hub tier can't be used here, or "" if it can. torch is not imported."""
     from helpers.steps import LLAMA_2, STEPS
 
-    if not torch.cuda.is_available():
-        return no_gpu
-    need = max(LLAMA_2[s.model].weight_bytes(s.format) for s in STEPS.values()) + OVERHEAD
-    have = torch.cuda.get_device_properties(0).total_memory
+    found = [gpu for gpu in machine.gpus() if gpu.supported]
+    if machine.unusable_gpu():
+        return f"today's PyTorch cannot use this GPU ({machine.unusable_gpu()})"
+    if not found:
+        return "this machine has no CUDA GPU"
+    need = max(LLAMA_2[s.model].weight_bytes(s.format) for s in STEPS.values()) + OVERHEAD * len(found)
+    have = sum(gpu.total for gpu in found)
     if have < need:
         return f"the four steps need {need / 1e9:.1f} GB of GPU memory and this GPU has {have / 1e9:.1f} GB"
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
-        HfApi().model_info(STEPS[4].hub, timeout=5)
-    except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE is set"
+        HfApi(token=False).model_info(STEPS[4].hub, timeout=5)
     except Exception as error:  # whatever goes wrong here, the embedded tier still works
-        return f"the Hugging Face Hub does not answer ({type(error).__name__})"
+        return access.why(error, STEPS[4].hub)
     return ""
 
 
-@lru_cache
-def accessible(repository):
-    """Return (repository or its ungated mirror, sentence). The sentence is empty where the repository itself can be read.
+def spread(weights, free):
+    """Return the fewest GPUs (list of indices) that hold ``weights`` bytes, the first ones first; free: bytes free on each GPU.
 
-    Raises CheckpointError where neither can be read.
+    The first GPU alone where it is large enough; [] if all together are too small.
     """
-    from huggingface_hub import auth_check
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    try:
-        auth_check(repository)
-        return repository, ""
-    except OfflineModeIsEnabled:
-        return repository, "Offline: only what is in the cache already can be loaded."
-    except GatedRepoError:
-        reason = "you have no access to it yet (accept Meta's licence on its page and set HF_TOKEN)"
-    except RepositoryNotFoundError:
-        reason = "it does not exist or your token is not valid"
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no status"
-        raise CheckpointError(f"The Hub refused {repository} (HTTP {status}): try again later, or set TIER=embedded.") from None
-    except Exception as error:
-        raise CheckpointError(
-            f"The Hub cannot be reached ({type(error).__name__}): check the network, or set TIER=embedded to go on without it."
-        ) from None
-    if repository not in MIRRORS:
-        raise CheckpointError(f"{repository} cannot be read: {reason}. Set TIER=embedded to go on without it.")
-    mirror = MIRRORS[repository]
-    return mirror, f"{mirror} instead of {repository}, because {reason}: the same weights, and Meta's licence applies to them too."
+    for count in range(1, len(free) + 1):
+        if weights + count * OVERHEAD <= sum(free[:count]):
+            return list(range(count))
+    return []
 
 
 def get_device(device=None):
     """Return the torch device to use, as a string: ``device`` if this machine has it, by default the first GPU, else the CPU."""
+    old = machine.unusable_gpu()
+    if old:
+        if str(device).startswith("cuda") or isinstance(device, int):
+            raise DeviceError(f"Today's PyTorch cannot use this GPU ({old}): leave the device out, or pass 'cpu'.")
+        return "cpu"
     import torch
 
     if device is None:
@@ -106,6 +83,22 @@ def get_device(device=None):
     if device not in known:
         raise DeviceError(f"There is no device {device!r} here: choose one of {', '.join(known)}.")
     return device
+
+
+def gpu_count():
+    """How many GPUs torch can use here."""
+    if machine.unusable_gpu():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def device_of(model):
+    """Name of the device that ``model`` is on, e.g. "Tesla T4"; where GPUs share it, of all of them: "Tesla T4 + Tesla T4"."""
+    places = getattr(model, "hf_device_map", {}).values()
+    gpus = sorted({f"cuda:{place}" for place in places if isinstance(place, int)} | {str(p) for p in places if str(p).startswith("cuda:")})
+    return " + ".join(map(device_name, gpus)) if len(gpus) > 1 else device_name(str(model.device))
 
 
 def device_name(device=None):

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
+from helpers import checks, loading
 from helpers.article import NEW_TOKENS, PROMPT
 from helpers.errors import PromptError, TokenCountError
 from helpers.words import seconds
@@ -127,8 +128,12 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
     from transformers import LogitsProcessorList
 
     ids = tokenise(model, tokenizer, prompt, new_tokens)
-    synchronise = (lambda: torch.cuda.synchronize(ids.device)) if ids.is_cuda else (lambda: None)
-    first = []
+    gpus = [n for n in range(torch.cuda.device_count()) if torch.cuda.memory_allocated(n)] if ids.is_cuda else []
+    first, problem = [], None
+
+    def synchronise():
+        for n in gpus:
+            torch.cuda.synchronize(n)
 
     def mark_first_token(_, scores):
         if not first:
@@ -139,19 +144,27 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
     synchronise()
     user, system = _cpu_times()
     start = time.perf_counter()
-    output = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        pad_token_id=tokenizer.eos_token_id,
-        logits_processor=LogitsProcessorList([mark_first_token]),
-    )
-    synchronise()
+    try:
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            pad_token_id=tokenizer.eos_token_id,
+            logits_processor=LogitsProcessorList([mark_first_token]),
+        )
+        synchronise()
+    except (RuntimeError, MemoryError) as error:
+        problem = checks.out_of_memory(error, str(ids.device), "generating")
+        if problem is None:
+            raise
+    if problem:  # raised here, where the failed call's variables are gone
+        loading.hollow(model)
+        raise problem
     end = time.perf_counter()
     user_end, system_end = _cpu_times()
     new = output[0, ids.shape[1] :].tolist()
@@ -173,8 +186,9 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         raise TokenCountError(f"warmups is {warmups} and repeats is {repeats}: both must be 0 or more.")
     cold, ids = cold or generate_once(model, tokenizer, prompt, new_tokens)
     on_gpu = model.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(model.device)
+    gpus = range(torch.cuda.device_count()) if on_gpu else ()
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
     calls = [generate_once(model, tokenizer, prompt, new_tokens)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
     return Timing(
         cold=cold,
@@ -184,8 +198,8 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         new_tokens=new_tokens,
         text=tokenizer.decode(ids, skip_special_tokens=True),
         token_ids=ids,
-        peak_gpu_allocated=torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
-        peak_gpu_reserved=torch.cuda.max_memory_reserved(model.device) if on_gpu else None,
+        peak_gpu_allocated=sum(map(torch.cuda.max_memory_allocated, gpus)) if on_gpu else None,
+        peak_gpu_reserved=sum(map(torch.cuda.max_memory_reserved, gpus)) if on_gpu else None,
         peak_rss=_peak_rss(),
     )
 

@@ -156,16 +156,6 @@ def test_cuda_only_choice_on_a_cpu():
         loading.load(steps.get_step(1), device="cuda:0")
 
 
-def test_hub_without_network_is_one_sentence(monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    import huggingface_hub
-
-    tiers.accessible.cache_clear()
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match="cannot be reached.*TIER=embedded"):
-        steps.get_step(4, tier="hub")
-
-
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_release_frees_what_no_variable_holds(capsys, number):
     model, tokenizer = loading.load(steps.get_step(number))

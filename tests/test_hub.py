@@ -1,9 +1,18 @@
-"""The hub tier through the real Hub client, against a server on the loopback interface that serves the embedded checkpoints."""
+"""The hub tier through the real Hub client, against a server on the loopback interface that serves the embedded checkpoints.
+
+Each program runs in a process of its own, because huggingface_hub reads its settings when it is imported.
+"""
 
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from hub import COMMIT, Hub
@@ -11,12 +20,16 @@ from hub import COMMIT, Hub
 from helpers.article import ROOT
 from helpers.steps import CHECKPOINTS
 
-PROGRAM = """
+META, MIRROR = "meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-hf"
+CHAT, LARGE = "TheBloke/Llama-2-7b-Chat-GPTQ", "TheBloke/Llama-2-13B-GPTQ"
+ARTICLE = {META: CHECKPOINTS / "small", CHAT: CHECKPOINTS / "small-gptq", LARGE: CHECKPOINTS / "large-gptq"}
+SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+
+MEASURE = """
 import json, sys
 from helpers import ledger, loading, steps, timing
 from helpers.errors import CourseError
 
-steps.LLAMA_2["7B"] = steps.Shape.from_config(steps.CHECKPOINTS / "small")  # the size of what the server has
 found = {}
 for number in map(int, sys.argv[1:]):
     try:
@@ -29,15 +42,45 @@ for number in map(int, sys.argv[1:]):
         found[number] = {"error": f"{type(error).__name__}: {error}"}
 print(json.dumps(found))
 """
+FETCH = """
+import json, sys
+from huggingface_hub import constants
+from helpers import download, steps
+from helpers.errors import CourseError
+
+constants.DOWNLOAD_CHUNK_SIZE = 2**16  # what comes in pieces of 10 MB is written in smaller ones: the shards here are small
+revision = sys.argv[1] if len(sys.argv) > 1 else "main"
+try:
+    step = steps.get_step(2, tier="hub", revision=revision)
+    download.fetch(step)
+    found = {"checkpoint": step.checkpoint, "note": step.note, "complete": download.cached(step.checkpoint, step.revision, "bf16")}
+except CourseError as error:
+    found = {"error": f"{type(error).__name__}: {error}"}
+print(json.dumps(found))
+"""
 
 
-def run(hub, home, *numbers):
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+def settings(url, home, **more):
+    environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1"}
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HUB_STRICT", "HF_HUB_CACHE"):
         environment.pop(name, None)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, numbers)], env=environment, capture_output=True, text=True)
+    return environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "2"} | more
+
+
+def run(program, url, home, *arguments, **more):
+    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], env=settings(url, home, **more), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return {int(n): row for n, row in json.loads(done.stdout.splitlines()[-1]).items()}
+    assert "Traceback" not in done.stderr
+    assert more.get("HF_TOKEN", "no token") not in done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def fails(url, home, words, *arguments, **more):
+    """The program ends in one sentence with ``words``; returns it."""
+    found = run(FETCH, url, home, *arguments, **more)
+    assert "error" in found, found
+    assert words in found["error"] and "\n" not in found["error"] and "  " not in found["error"], found["error"]
+    return found["error"]
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +88,204 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("hub-cache")
 
 
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """The small checkpoint in three shards, as Llama-2's repository has it in two."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("sharded") / "small"
+    AutoModelForCausalLM.from_pretrained(CHECKPOINTS / "small", dtype="bfloat16").save_pretrained(folder, max_shard_size="4MB")
+    for file in (CHECKPOINTS / "small").glob("*token*"):
+        shutil.copy(file, folder)
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == SHARDS
+    return {META: folder}
+
+
 def test_hub_tier_with_access(home):
-    own = {"meta-llama/Llama-2-7b-hf": CHECKPOINTS / "small", "TheBloke/Llama-2-7b-Chat-GPTQ": CHECKPOINTS / "small-gptq"}
-    with Hub(own) as hub:
-        rows = run(hub, home, 2, 3)
-        assert rows[2] == {
-            "checkpoint": "meta-llama/Llama-2-7b-hf", "revision": COMMIT, "layer_class": "Linear", "note": "", "tier": "hub",
-            "title": "7B bf16", "norm": 256,
+    with Hub(ARTICLE) as hub:
+        rows = run(MEASURE, hub.url, home, 2, 3)
+        assert rows["2"] == {
+            "checkpoint": META, "revision": COMMIT, "layer_class": "Linear", "note": "", "tier": "hub", "title": "7B bf16", "norm": 256,
         }  # fmt: skip
-        assert rows[3]["checkpoint"] == "TheBloke/Llama-2-7b-Chat-GPTQ" and rows[3]["layer_class"] not in ("Linear", "Linear8bitLt")
-        assert ("meta-llama/Llama-2-7b-hf", "model.safetensors") in hub.asked
+        assert rows["3"]["checkpoint"] == CHAT and rows["3"]["layer_class"] not in ("Linear", "Linear8bitLt")
+        assert len(hub.fetched("model.safetensors")) == 2
+        again = run(FETCH, hub.url, home)
+        assert again["complete"] and len(hub.fetched("model.safetensors")) == 2  # nothing was fetched twice
 
 
 def test_hub_tier_while_the_licence_is_pending(home):
-    with Hub({"NousResearch/Llama-2-7b-hf": CHECKPOINTS / "small"}, gated={"meta-llama/Llama-2-7b-hf"}) as hub:
-        rows = run(hub, home, 1, 3)
-    assert rows[1]["checkpoint"] == "NousResearch/Llama-2-7b-hf" and rows[1]["layer_class"] == "Linear8bitLt"
-    assert "NousResearch/Llama-2-7b-hf instead of meta-llama/Llama-2-7b-hf" in rows[1]["note"] and "licence" in rows[1]["note"]
-    assert rows[3]["error"].startswith("CheckpointError: TheBloke/Llama-2-7b-Chat-GPTQ cannot be read")
+    with Hub({MIRROR: CHECKPOINTS / "small"}, gated={META: "pending"}) as hub:
+        rows = run(MEASURE, hub.url, home, 1, 3, HF_TOKEN="hf_valid")
+    assert rows["1"]["checkpoint"] == MIRROR and rows["1"]["layer_class"] == "Linear8bitLt"
+    assert f"{MIRROR} instead of {META}" in rows["1"]["note"] and "licence" in rows["1"]["note"] and "reviewed" in rows["1"]["note"]
+    assert rows["3"]["error"].startswith(f"CheckpointError: {CHAT} cannot be read")
+
+
+@pytest.mark.parametrize(
+    "state, token, words",
+    [
+        ("licence", "", "you have no token"),
+        ("licence", "hf_wrong", "is not valid: make a new one"),
+        ("licence", "hf_valid", "licence is not accepted yet"),
+        ("pending", "hf_valid", "still being reviewed"),
+        ("rejected", "hf_valid", "was rejected"),
+    ],
+)
+def test_gated_repository(tmp_path, state, token, words):
+    """Each case has its sentence; the mirror takes over; strict mode and a pinned revision refuse it."""
+    token = {"HF_TOKEN": token} if token else {}
+    with Hub({MIRROR: CHECKPOINTS / "small"}, gated={META: state}) as hub:
+        found = run(FETCH, hub.url, tmp_path, **token)
+        assert found["checkpoint"] == MIRROR and found["complete"] and words in found["note"] and "Meta's licence applies" in found["note"]
+        assert "no mirror takes its place" in fails(hub.url, tmp_path, words, HUB_STRICT="1", **token)
+        fails(hub.url, tmp_path, words, COMMIT, **token)
+
+
+def test_pinned_revision(tmp_path):
+    with Hub(ARTICLE) as hub:
+        assert run(FETCH, hub.url, tmp_path, COMMIT)["complete"]
+        fails(hub.url, tmp_path, "no such revision", "f" * 40)
+
+
+def test_no_network(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        fails(f"http://127.0.0.1:{closed.getsockname()[1]}", tmp_path, "cannot be reached")
+
+
+def test_no_name_server(tmp_path):
+    fails("http://hub.invalid", tmp_path, "cannot be resolved (DNS)")
+
+
+def test_offline_setting(tmp_path):
+    fails("http://127.0.0.1:9", tmp_path, "HF_HUB_OFFLINE is set", HF_HUB_OFFLINE="1")
+
+
+def test_without_network_the_cache_will_do(tmp_path):
+    with Hub(ARTICLE) as hub:
+        run(FETCH, hub.url, tmp_path)
+    found = run(MEASURE, hub.url, tmp_path, 2)["2"]  # the server is gone
+    assert found["checkpoint"] == META and "from the cache on this disk" in found["note"]
+
+
+@pytest.mark.parametrize("status, words", [(403, "may not read it"), (404, "lacks a file"), (429, "asks you to wait 1 seconds"), (500, "HTTP 500"), (503, "HTTP 503")])
+def test_lasting_refusal_in_the_middle(sharded, tmp_path, status, words):
+    """The second shard is refused: the first stays, and a second run fetches the others only."""
+    with Hub(sharded) as hub:
+        hub.fail(SHARDS[1], status)
+        assert "files are here and stay" in fails(hub.url, tmp_path, words)
+        hub.faults.clear()
+        assert run(FETCH, hub.url, tmp_path)["complete"] and len(hub.fetched(SHARDS[0])) == 1
+
+
+@pytest.mark.parametrize("file", ["info", SHARDS[1]])
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_passing_refusal(sharded, tmp_path, status, file):
+    with Hub(sharded) as hub:
+        hub.fail(file, status, times=1)
+        assert run(FETCH, hub.url, tmp_path)["complete"]
+
+
+def test_connection_cut_once_goes_on_in_the_middle(sharded, tmp_path):
+    with Hub(sharded) as hub:
+        hub.fail(SHARDS[1], "cut", times=1)
+        assert run(FETCH, hub.url, tmp_path)["complete"]
+        first, second = hub.fetched(SHARDS[1])
+        assert not first and second.startswith("bytes=")
+
+
+@pytest.mark.parametrize("how", ["cut", "stall"])
+def test_connection_lost_for_good(sharded, tmp_path, how):
+    """A second run asks for the rest of the shard only."""
+    with Hub(sharded) as hub:
+        hub.fail(SHARDS[1], how, times=1)
+        hub.fail(SHARDS[1], "gone")
+        fails(hub.url, tmp_path, "files are here and stay")
+        hub.faults.clear()
+        before = len(hub.fetched(SHARDS[1]))
+        assert run(FETCH, hub.url, tmp_path)["complete"]
+        again = hub.fetched(SHARDS[1])[before:]
+        assert len(again) == 1 and again[0].startswith("bytes=") and again[0] != "bytes=0-"
+        assert len(hub.fetched(SHARDS[0])) == 1
+
+
+@pytest.mark.parametrize("how, words", [("damaged", "arrived damaged"), ("short", "wrong length")])
+def test_wrong_bytes_are_thrown_away(sharded, tmp_path, how, words):
+    with Hub(sharded) as hub:
+        hub.fail(SHARDS[1], how)
+        fails(hub.url, tmp_path, words)
+        hub.faults.clear()
+        assert run(FETCH, hub.url, tmp_path)["complete"] and len(hub.fetched(SHARDS[0])) == 1
+
+
+def test_interrupted_in_the_middle(sharded, tmp_path):
+    with Hub(sharded) as hub:
+        hub.fail(SHARDS[1], "stall", times=1)
+        process = subprocess.Popen(
+            [sys.executable, "-c", FETCH], env=settings(hub.url, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="60"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        while not hub.fetched(SHARDS[1]):
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert "Interrupted: " in out and "files are here and stay" in out and "Traceback" not in err
+        assert run(FETCH, hub.url, tmp_path)["complete"]
+        assert hub.fetched(SHARDS[1])[-1].startswith("bytes=") and len(hub.fetched(SHARDS[0])) == 1
+
+
+@contextmanager
+def mounted(folder, *options):
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_disk_too_small_is_said_before_the_first_byte(sharded, tmp_path):
+    with mounted(tmp_path / "disk", "size=6m") as disk, Hub(sharded) as hub:
+        fails(hub.url, disk, "still needs 0.0 GB")
+        assert not hub.fetched(SHARDS[0])
+
+
+def test_disk_that_fills_up_meanwhile(sharded, tmp_path):
+    with mounted(tmp_path / "disk", "size=12m") as disk, Hub(sharded) as hub:
+        fill = "from pathlib import Path; from helpers import download; own = download.machine.disk; download.machine.disk = lambda path: 10**9\n"
+        with open(disk / "others", "wb") as others:
+            others.write(bytes(7_000_000))
+        found = run(fill + FETCH, hub.url, disk)
+        assert "the disk is full" in found["error"] and "files are here and stay" in found["error"]
+        (disk / "others").unlink()
+        assert run(FETCH, hub.url, disk)["complete"] and len(hub.fetched(SHARDS[0])) == 1
+
+
+def test_read_only_cache(sharded, tmp_path):
+    with mounted(tmp_path / "disk", "size=1m") as disk, Hub(sharded) as hub:
+        subprocess.run(["mount", "-o", "remount,ro,size=90m", str(disk)], check=True)
+        fails(hub.url, disk, "the cache cannot be written")
+
+
+def test_all_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
+    """Every notebook, from the Hub, with a token: it reaches the server, and nothing that is printed, saved or started repeats it."""
+    canary, results, command_lines = "hf_canaryThatMustNotBeSeen", tmp_path / "results", set()
+    with Hub(ARTICLE, token=canary) as hub:
+        environment = settings(hub.url, tmp_path / "home", HF_TOKEN=canary, TIER="hub", RESULTS_DIR=str(results), HF_HUB_DOWNLOAD_TIMEOUT="10")
+        with open(tmp_path / "printed.txt", "w") as printed:
+            process = subprocess.Popen([sys.executable, "-m", "helpers.run"], env=environment, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
+            while process.poll() is None:
+                for path in Path("/proc").glob("[0-9]*/cmdline"):
+                    with suppress(OSError):
+                        command_lines.add(path.read_bytes())
+                time.sleep(0.2)
+        assert process.returncode == 0, (tmp_path / "printed.txt").read_text()[-3000:]
+        assert canary in hub.tokens
+    rows = [json.loads(line) for line in (results / "ledger.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["tier"], row["checkpoint"]) for row in rows] == [(1, "hub", META), (2, "hub", META), (3, "hub", CHAT), (4, "hub", LARGE)]
+    assert {row["revision"] for row in rows} == {COMMIT}
+    seen = [path.read_bytes() for path in (*results.rglob("*"), tmp_path / "printed.txt") if path.is_file()]
+    assert len(seen) > 8 and command_lines and not any(canary.encode() in text for text in (*seen, *command_lines))

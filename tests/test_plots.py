@@ -18,9 +18,9 @@ def test_chart_is_not_blank_and_has_its_text(some, capsys):
     image = plots.comparison_chart(some)
     picture = pixels(image.data)
     assert picture.shape[0] > 300 and picture.shape[1] > 600 and picture.std() > 0.02
-    assert image.alt == capsys.readouterr().out.strip() and image.alt
+    assert image.metadata["alt"] == capsys.readouterr().out.strip() and image.metadata["alt"]
     for number in some:
-        assert plots.label(number, some) in image.alt
+        assert plots.label(number, some) in image.metadata["alt"]
 
 
 def test_chart_grows():
@@ -33,7 +33,7 @@ def test_side_by_side_is_saved(tmp_path):
     path = tmp_path / "comparison.png"
     image = plots.side_by_side_chart(rows(), save_as=path)
     assert path.read_bytes() == image.data and pixels(image.data).std() > 0.02
-    assert "the article: Llama-2 on a T4" in image.alt and "embedded stand-ins (not Llama-2), CPU" in image.alt
+    assert "the article: Llama-2 on a T4" in image.metadata["alt"] and "embedded stand-ins (not Llama-2), CPU" in image.metadata["alt"]
 
 
 def test_picture_of_a_run(run_results):

@@ -1,0 +1,189 @@
+"""May I read this repository of the Hugging Face Hub? The token's place, gated repositories, and why the Hub said no.
+
+The token itself is never returned, printed or written by this module: the library finds it where it lies.
+"""
+
+import errno
+import os
+import sys
+from functools import lru_cache
+
+from helpers.errors import CheckpointError
+
+MIRRORS = {"meta-llama/Llama-2-7b-hf": "NousResearch/Llama-2-7b-hf"}  # ungated repositories with the same weights
+OUR_MISTAKES = (ImportError, AttributeError, NameError, TypeError, KeyError)  # never to be explained as the Hub's
+WITHOUT = "or set TIER=embedded to go on without the Hub"
+
+
+def token_place():
+    """Say where a token was found ("the environment variable HF_TOKEN", …), or return None if there is none.
+
+    Order: environment; the cached login and Colab's secret (huggingface_hub.get_token knows both); Kaggle's secret, which is put
+    into the environment of this process, because the library does not know it.
+    """
+    from huggingface_hub import constants, get_token
+
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return "the environment variable HF_TOKEN"
+    if get_token():
+        return "the login saved on this disk" if os.path.isfile(constants.HF_TOKEN_PATH) else "Colab's secret HF_TOKEN"
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        try:
+            from kaggle_secrets import UserSecretsClient
+
+            os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")
+            return "Kaggle's secret HF_TOKEN"
+        except Exception:  # no such secret, not attached to this notebook, no internet: Kaggle raises several kinds
+            return None
+    return None
+
+
+def ask_for_token():
+    """Show a field for a token and a button that logs in (huggingface_hub.login checks and saves the token). Waits for nothing."""
+    import ipywidgets
+    from huggingface_hub import login
+    from IPython.display import display
+
+    field = ipywidgets.Password(placeholder="hf_…", description="Token:")
+    button, answer = ipywidgets.Button(description="Log in"), ipywidgets.Label()
+
+    def log_in(_):
+        token, field.value = field.value.strip(), ""
+        try:
+            login(token=token)
+            whether.cache_clear()
+            answer.value = "Logged in: run this notebook's cells again."
+        except Exception as error:  # the library's texts do not repeat the token
+            answer.value = f"Not logged in: {why(error, 'your account')}."
+
+    button.on_click(log_in)
+    display(ipywidgets.HBox([field, button, answer]))
+
+
+@lru_cache
+def whether(repository, revision="main"):
+    """Return (repository or its ungated mirror, sentence). The sentence is empty where the repository itself can be read.
+
+    In strict mode (the environment variable HUB_STRICT=1), and where a revision is pinned, there is no mirror. Raises CheckpointError
+    where nothing can be read; without network, a repository that is in the cache will do.
+    """
+    from huggingface_hub import auth_check
+
+    token = token_place()
+    try:
+        auth_check(repository)
+        return repository, ""
+    except OUR_MISTAKES:
+        raise
+    except Exception as error:
+        reason = why(error, repository)
+        status = _status(error)
+    if status is None:
+        for name in filter(None, (repository, MIRRORS.get(repository))):
+            if _in_cache(name, revision):
+                return name, f"{name} comes from the cache on this disk ({reason})."
+    strict = os.environ.get("HUB_STRICT", "0") not in ("", "0")
+    if status not in (401, 403, 404) or repository not in MIRRORS or strict or revision != "main":
+        because = " HUB_STRICT is set, so no mirror takes its place." if strict and repository in MIRRORS else ""
+        raise CheckpointError(f"{repository} cannot be read: {reason}.{because} Then try again, {WITHOUT}.")
+    if token and status == 401:  # a token that is not valid closes open repositories too
+        _ignore_token()
+    mirror = MIRRORS[repository]
+    return mirror, f"{mirror} instead of {repository}, because {reason}. The same weights, and Meta's licence applies to them too."
+
+
+def refusal(repository):
+    """Return why ``repository`` cannot be read with the token that is there, or "" if it can."""
+    from huggingface_hub import auth_check
+
+    try:
+        auth_check(repository)
+        return ""
+    except OUR_MISTAKES:
+        raise
+    except Exception as error:
+        return why(error, repository)
+
+
+def why(error, repository):
+    """Say in a clause why the Hub, the network or the disk stopped ``error``, and what to do."""
+    chain = _chain(error)
+    kinds = {cls.__name__ for link in chain for cls in type(link).__mro__}
+    said = " ".join(str(getattr(link, "server_message", None) or link) for link in chain)
+    status = _status(error)
+    if "OfflineModeIsEnabled" in kinds:
+        return "HF_HUB_OFFLINE is set, so only what is in the cache can be loaded: unset it"
+    if status == 401 and ("Invalid credentials" in said or "Invalid user token" in said or token_place()):
+        return f"your token ({token_place() or 'the one given'}) is not valid: make a new one on https://huggingface.co/settings/tokens"
+    if "GatedRepoError" in kinds and status == 401:
+        return (
+            f"it asks for a licence and you have no token: accept the licence on https://huggingface.co/{repository}, make a read token"
+            " on https://huggingface.co/settings/tokens and log in with it in notebook 00"
+        )
+    if "GatedRepoError" in kinds and "await" in said:
+        return "your request for access is still being reviewed: wait for the e-mail (minutes to two days)"
+    if "GatedRepoError" in kinds and "rejected" in said:
+        return "your request for access was rejected by its owners"
+    if "GatedRepoError" in kinds:
+        return f"its licence is not accepted yet: accept it on https://huggingface.co/{repository} with the account of your token"
+    if "RevisionNotFoundError" in kinds:
+        return "it has no such revision: check the branch or commit"
+    if "RepositoryNotFoundError" in kinds:
+        return "it does not exist, or it is private: check the name"
+    if status == 404:
+        return "it lacks a file that this step needs"
+    if status == 403:
+        return "your token may not read it: give the token the right to read gated repositories"
+    if status == 429:
+        wait = next((w for link in chain if (w := _retry_after(link))), None)
+        return f"the Hub asks you to wait{f' {wait} seconds' if wait else ''} (HTTP 429, too many requests)"
+    if status and status >= 500:
+        return f"the Hub has a problem of its own (HTTP {status}): wait some minutes"
+    if status:
+        return f"the Hub refused it (HTTP {status})"
+    for link in chain:
+        if isinstance(link, OSError) and link.errno == errno.ENOSPC:
+            return "the disk is full: make room, or set HF_HOME to a folder on another disk"
+        if isinstance(link, OSError) and link.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return f"the cache cannot be written ({link.filename or 'read-only'}): set HF_HOME to a folder that you may write to"
+    if "Consistency check failed" in said:
+        return "a file arrived with a wrong length and was thrown away"
+    if "resolve" in said or "Name or service" in said or "getaddrinfo" in said or "name resolution" in said:
+        return "the name of the Hub cannot be resolved (DNS): check the network (on Kaggle: Settings > Turn on internet)"
+    if "TimeoutException" in kinds or "TimeoutError" in kinds:
+        return "the Hub does not answer in time: check the network"
+    return f"the Hub cannot be reached ({type(chain[-1]).__name__}): check the network (on Kaggle: Settings > Turn on internet)"
+
+
+def _chain(error):
+    """``error`` and what caused it, outermost first."""
+    links = []
+    while error is not None and error not in links:
+        links.append(error)
+        error = error.__cause__ or error.__context__
+    return links
+
+
+def _status(error):
+    """HTTP status behind ``error``, or None if there was no answer."""
+    answers = (getattr(link, "response", None) for link in _chain(error))
+    return next((answer.status_code for answer in answers if answer is not None), None)
+
+
+def _retry_after(link):
+    response = getattr(link, "response", None)
+    return response.headers.get("Retry-After") if response is not None else None
+
+
+def _in_cache(repository, revision):
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str)
+
+
+def _ignore_token():
+    """Send no token from now on in this process: what the library's HF_HUB_DISABLE_IMPLICIT_TOKEN does at start."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+    print("The token is ignored until this kernel is restarted.", file=sys.stderr)
