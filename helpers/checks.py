@@ -74,9 +74,9 @@ def free_memory(device):
 def out_of_memory(error, device, doing):
     """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None."""
     said = str(error)
-    if not isinstance(error, MemoryError) and "out of memory" not in said and "can't allocate memory" not in said:
+    if not isinstance(error, MemoryError) and "out of memory" not in said and "can't allocate memory" not in said and "Cannot allocate memory" not in said:
         return None
-    asked = re.search(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMG]iB)?", said)
+    asked = re.search(r"(?:[Tt]ried to allocate|unable to mmap) ([\d.]+) ?(bytes|[KMG]iB)?", said)
     needed = "more memory was"
     if asked:
         size = float(asked.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}.get(asked.group(2), 1)

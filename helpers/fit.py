@@ -30,8 +30,7 @@ def survey():
     except access.OUR_MISTAKES:
         raise
     except Exception as error:
-        found["online"] = found["gated"] = access.why(error, open_repository)
-        return found
+        return found | {"online": access.why(error, open_repository), "gated": "not asked: the Hub is out of reach"}
     found["gated"] = access.refusal(STEPS[1].hub)
     try:
         found["speed"] = machine.network_speed(open_repository, "model.safetensors")
@@ -47,6 +46,7 @@ def machine_table(found):
     import pandas as pd
 
     gpus = {f"GPU {gpu.index}": gpu.sentence for gpu in found["gpus"]} or {"GPU": "no NVIDIA GPU: the embedded models run on the CPU"}
+    pd.set_option("display.max_colwidth", None)  # sentences, not their beginnings
     rows = {
         "platform": found["platform"],
         **gpus,
@@ -86,8 +86,7 @@ def step_table(found, context=512):
             "needed": _gb(need),
             "free": f"{_gb(free)} ({'GPU' if len(shared) == 1 else f'{len(shared)} GPUs'})" if gpus else f"{_gb(free)} (host)",
             "verdict": fits,
-            "download": f"{_gb(download)}, {minutes}",
-            "disk": verdict(download, found["disk"]),
+            "download, time, disk": f"{_gb(download)}, {minutes}, {verdict(download, found['disk'])}",
             "what to do": _advice(fits, verdict(download, found["disk"]), bool(gpus), found),
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")

@@ -1,10 +1,12 @@
 """Who still holds a model that was meant to be freed? Names notebook variables, IPython's outputs and modules."""
 
 import gc
+import re
 import sys
 import traceback
 import types
 
+IPYTHONS = {"In", "Out", "exit", "quit", "get_ipython", "open"}  # its own variables in every notebook
 DEPTH = 8  # steps from a tensor up to the variable: parameter, layer, list, closure, hook, …
 
 
@@ -12,11 +14,11 @@ def find(parts, namespace=None):
     """Return the names (sorted list of str) of what keeps any of the objects ``parts`` alive.
 
     Follows references backwards (gc.get_referrers) until it meets the notebook's variables (``namespace``, by default IPython's, or
-    __main__'s), its outputs ("Out[7]"), a module's variable or a running function.
+    __main__'s), its outputs ("Out[7]") or a running function of the notebook. Variables of modules are named where nothing else is found.
     """
     namespace = _notebook() if namespace is None else namespace
     outputs = namespace.get("_oh", {})
-    names, frontier = set(), list(parts)
+    names, modules, frontier = set(), set(), list(parts)
     own = {id(parts), id(sys._getframe()), id(sys._getframe().f_back)}
     seen = own | {id(part) for part in frontier}
     for _ in range(DEPTH):
@@ -26,37 +28,47 @@ def find(parts, namespace=None):
         seen |= {id(held), id(frontier)}
         following = []
         for referrer in gc.get_referrers(*frontier):
+            if referrer is namespace:
+                names |= {name for name, value in referrer.items() if id(value) in held}
+                continue
+            if referrer is outputs:
+                names |= {f"Out[{number}]" for number, value in referrer.items() if id(value) in held}
+                continue
             if id(referrer) in seen:
                 continue
             seen.add(id(referrer))
-            if referrer is namespace:
-                names |= {name for name, value in referrer.items() if id(value) in held}
-            elif referrer is outputs:
-                names |= {f"Out[{number}]" for number, value in referrer.items() if id(value) in held}
-            elif isinstance(referrer, types.FrameType):
-                names.add(f"the running function {referrer.f_code.co_name}")
+            if isinstance(referrer, types.FrameType):
+                if referrer.f_globals is namespace and referrer.f_locals is not namespace:
+                    names.add(f"the running function {referrer.f_code.co_name}")
             elif isinstance(referrer, dict) and _is_module(referrer):
-                names |= {f"{referrer['__name__']}.{name}" for name, value in referrer.items() if id(value) in held}
+                modules |= {f"{referrer['__name__']}.{name}" for name, value in referrer.items() if id(value) in held}
             else:
                 following.append(referrer)
         frontier = following
-    plain = {name for name in names if not name.startswith("_")}  # _ and _7 name outputs too
-    return sorted(plain or names)
+    plain = {name for name in names if not name.startswith("_")} - IPYTHONS  # _ and _7 name outputs too
+    return sorted(plain or names or modules)
 
 
-def forget_last_error():
-    """Free the variables of the functions that the last error went through: its traceback, kept for %debug, holds them."""
+def forget():
+    """Free what nobody can see: the variables that the last error's traceback keeps for %debug, and IPython's second copy of old outputs."""
     for name in ("last_traceback", "last_exc"):
         last = getattr(sys, name, None)
         last = getattr(last, "__traceback__", last)
         if isinstance(last, types.TracebackType):
             traceback.clear_frames(last)
+    if shell := _shell():
+        for name in [name for name in shell.user_ns_hidden if re.fullmatch(r"_+\d*", name)]:
+            if shell.user_ns.get(name) is not shell.user_ns_hidden[name]:  # %reset -f out forgets the first copy only
+                del shell.user_ns_hidden[name]
 
 
 def _notebook():
-    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
-        return shell.user_ns
-    return vars(sys.modules["__main__"])
+    shell = _shell()
+    return shell.user_ns if shell else vars(sys.modules["__main__"])
+
+
+def _shell():
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
 def _is_module(variables):
