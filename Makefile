@@ -1,13 +1,15 @@
-# make run    execute notebooks 01 to 05 and print the comparison   (TIER=embedded|hub|synthetic make run chooses the models)
+# make run    execute all notebooks and print the comparison   (TIER=embedded|hub|synthetic make run chooses the models)
 # make test   run every test, and every notebook as a test
 # make lab    open JupyterLab on the notebooks
 # make data   build the small models in data/ again from their seed
+# make badges REPOSITORY=owner/name   write the course's address on GitHub into badges, links and set-up cells
+# make replica LIST=freeze.txt [PYTHON_VERSION=3.13]   run every notebook in an environment built from a platform's pip freeze
 # make clean  delete .venv (your results stay)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lab data clean
+.PHONY: run test lab data badges replica clean
 
 run: .venv/ready
 	@$(BIN)/python -m helpers.run
@@ -21,6 +23,12 @@ lab: .venv/lab
 data: .venv/ready
 	@$(BIN)/python -m data.build
 
+badges: .venv/ready
+	@$(BIN)/python -m helpers.badges "$(REPOSITORY)"
+
+replica: .venv/uv
+	@$(BIN)/python tests/replica.py $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION))
+
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "This course needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another one, e.g. make run PYTHON=python3.12" % v)'
 	@echo "Setting up .venv (once; it takes a few minutes) ..."
@@ -31,6 +39,10 @@ data: .venv/ready
 .venv/lab: requirements-lab.txt .venv/ready
 	@echo "Adding JupyterLab (once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-lab.txt
+	@touch $@
+
+.venv/uv: .venv/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	@touch $@
 
 clean:

@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 
 from helpers import checks, download, holders, tiers
-from helpers.errors import CheckpointError, DeviceError
+from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
 
 _loaded = {}  # of the model loaded last: weak references to its parts, its device, and the memory in use after it was loaded
 
@@ -94,11 +94,14 @@ def _load(step, arguments, before):
         tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
         with quiet(keep_stderr=True), giving_back():
             model = AutoModelForCausalLM.from_pretrained(**arguments)
+        if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
+            problem = NotEnoughMemoryError("The GPUs together are too small for this model: set TIER=embedded for the small models.")
     except ImportError as error:
         problem = DeviceError(f"A library or compiler for this step is missing on {device}: {_first_line(error)} Or set TIER=embedded.")
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         problem = checks.out_of_memory(error, device, "loading") or CheckpointError(f"{step.checkpoint} cannot be loaded: {_first_line(error)}")
     if problem:  # raised here, where the failed call's variables, and so the half-loaded model, are gone
+        model = None
         free_caches()
         raise problem
     after = memory_in_use(device)

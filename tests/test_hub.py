@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import nbformat
 import pytest
 from hub import COMMIT, Hub
 
@@ -71,7 +72,7 @@ def run(program, url, home, *arguments, **more):
     done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], env=settings(url, home, **more), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
-    assert more.get("HF_TOKEN", "no token") not in done.stdout + done.stderr
+    assert "HF_TOKEN" not in more or more["HF_TOKEN"] not in done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -270,6 +271,12 @@ def test_read_only_cache(sharded, tmp_path):
         fails(hub.url, disk, "the cache cannot be written")
 
 
+def images(path):
+    """The outputs of an executed notebook that are pictures."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+
+
 def test_all_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     """Every notebook, from the Hub, with a token: it reaches the server, and nothing that is printed, saved or started repeats it."""
     canary, results, command_lines = "hf_canaryThatMustNotBeSeen", tmp_path / "results", set()
@@ -288,4 +295,60 @@ def test_all_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     assert [(row["step"], row["tier"], row["checkpoint"]) for row in rows] == [(1, "hub", META), (2, "hub", META), (3, "hub", CHAT), (4, "hub", LARGE)]
     assert {row["revision"] for row in rows} == {COMMIT}
     seen = [path.read_bytes() for path in (*results.rglob("*"), tmp_path / "printed.txt") if path.is_file()]
+    pictures = [data for path in results.glob("*.ipynb") for data in images(path)]
+    assert len(pictures) > 8 and all(data.metadata["image/png"]["alt"] for data in pictures)
     assert len(seen) > 8 and command_lines and not any(canary.encode() in text for text in (*seen, *command_lines))
+
+
+SURVEY = """
+import json, sys
+from helpers import fit
+found = fit.survey()
+found["gpus"] = []
+print(json.dumps(found))
+"""
+LOGIN = """
+import io, json, sys
+import ipywidgets
+from IPython.display import display
+from helpers import access
+
+shown = []
+import IPython.display
+IPython.display.display = shown.append
+access.ask_for_token()
+field, button, answer = shown[0].children
+field.value = sys.stdin.readline().strip()
+button.click()
+print(json.dumps({"answer": answer.value, "left": field.value, "place": access.token_place()}))
+"""
+
+
+def test_survey_of_the_hub(tmp_path):
+    with Hub(ARTICLE, gated={META: "licence"}) as hub:
+        found = run(SURVEY, hub.url, tmp_path)
+        assert found["online"] == "" and "you have no token" in found["gated"] and found["speed"] > 1e5
+        assert hub.fetched("model.safetensors") == ["bytes=0-7999999"]
+        hub.gated.clear()
+        found = run(SURVEY, hub.url, tmp_path, HF_TOKEN="hf_valid")
+        assert found["gated"] == "" and found["token"] == "the environment variable HF_TOKEN"
+
+
+@pytest.mark.parametrize("token, words", [("hf_valid", "Logged in"), ("hf_wrong", "is not valid")])
+def test_login_field(tmp_path, token, words):
+    """The field hands the token to the Hub's library, forgets it, and says what came of it."""
+    with Hub(ARTICLE) as hub:
+        done = subprocess.run([sys.executable, "-c", LOGIN], env=settings(hub.url, tmp_path), input=token, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert words in found["answer"] and found["left"] == "" and token not in done.stdout + done.stderr
+    assert found["place"] == ("the login saved on this disk" if token == "hf_valid" else None)
+
+
+def test_kaggle_secret(tmp_path):
+    """Kaggle's own module, which exists only there, is played by a file."""
+    (tmp_path / "kaggle_secrets.py").write_text("class UserSecretsClient:\n    def get_secret(self, name):\n        return 'hf_valid'\n")
+    program = "import sys; sys.path.insert(0, sys.argv[1])\n" + FETCH.replace("sys.argv[1] if len(sys.argv) > 1 else ", "")
+    with Hub(ARTICLE, gated={}) as hub:
+        found = run(program, hub.url, tmp_path / "home", tmp_path, KAGGLE_KERNEL_RUN_TYPE="Interactive")
+        assert found["complete"] and hub.tokens == {"hf_valid"}
