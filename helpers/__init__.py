@@ -1,5 +1,11 @@
 """What the notebooks call: a module a question.
 
+setup    are the packages here that the notebooks call?
+machine  what machine is this?
+fit      will each step run here?
+access   may I read this repository of the Hub?
+download  fetch a checkpoint: resumable, verified
+hardware  how fast could a machine be at best?
 steps    which model does a step load, and how large is it?
 tiers    which checkpoints can this machine use?
 synthetic  write full-size checkpoints with random weights
@@ -7,10 +13,13 @@ checks   can this checkpoint be loaded here?
 loading  load a step's model, look into a layer, free the memory
 timing   how long did ``generate`` take, and where did the time go?
 words    say measured times in words
+holders  who still holds a model that was meant to be freed?
 ledger   what was measured so far?
 article  what did the article measure and claim?
 compare  what do the four steps show together?
 plots    draw it, with the same facts as text
+badges   write what every notebook has in common
+run      execute the notebooks in order
 
 ``import helpers`` stays light: torch and transformers are imported by the function that needs them.
 """

@@ -91,6 +91,7 @@ the 7B model of the article and `large` for the 13B model, on machines that have
 | `quality.json` | the measured perplexities, with protocol, versions and date |
 | `build/` | the program that makes all of the above |
 | `article.json` | the figures of the article that the course follows |
+| `hardware.json` | memory and bandwidth of some machines, with their sources |
 | `recorded/` | [recorded runs](recorded/README.md) |
 
 {shapes}
