@@ -78,7 +78,7 @@ def step_table(found, context=512):
         need = weights + cache + len(shared) * tiers.OVERHEAD
         free = sum(gpus[n].free for n in shared) if gpus else found["free"]
         fits = verdict(need, free)
-        minutes = "-" if not found["speed"] else f"{download / found['speed'] / 60:.0f} min" if download / found["speed"] >= 60 else "1 min"
+        minutes = f"about {max(1, round(download / found['speed'] / 60))} min" if found["speed"] else "time unknown"
         lines[f"{number}: {step.title}"] = {
             "weights": f"{weights:,}",
             f"KV cache ({context:,} tokens)": _gb(cache),

@@ -154,6 +154,9 @@ def try_out(environment, folder):
             problems.append(f"{path.name}, {found['error']}")
         elif found["setup_again"] > 1:
             problems.append(f"{path.name}: a second set-up took {found['setup_again']:.1f} s.")
+    done = run(str(environment / "bin" / "python"), "-c", "from helpers import access; access.ask_for_token()", cwd=course, env=variables, check=False)
+    if done.returncode:
+        problems.append(f"the field for a token cannot be shown: {done.stderr[-500:]}")
     after = packages(environment)
     changed = [f"{n} {v} -> {after.get(n)}" for n, v in before.items() if after.get(n) != v]
     added = [f"{n} {v}" for n, v in after.items() if n not in before]

@@ -105,7 +105,7 @@ def test_steps_on_a_t4():
     table = fit.step_table(survey(gpu(15.4e9)), context=512)
     assert list(table["verdict"]) == [fit.FITS, fit.TIGHT, fit.FITS, fit.FITS]
     assert table.loc["2: 7B bf16", "weights"] == "13,476,831,232"
-    assert table.loc["2: 7B bf16", "download, time, disk"] == f"13.5 GB, 2 min, {fit.FITS}"
+    assert table.loc["2: 7B bf16", "download, time, disk"] == f"13.5 GB, about 2 min, {fit.FITS}"
     assert LLAMA_2["7B"].kv_bytes_per_token == 524_288 and LLAMA_2["13B"].kv_bytes_per_token == 819_200
     longer = fit.step_table(survey(gpu(15.4e9)), context=4096)
     assert longer.loc["2: 7B bf16", "verdict"] == fit.TOO_LARGE and "shorter context" in longer.loc["2: 7B bf16", "what to do"]
