@@ -6,35 +6,41 @@ The token itself is never returned, printed or written by this module: the libra
 import errno
 import os
 import sys
+import time
 from functools import lru_cache
 
 from helpers.errors import CheckpointError
 
 MIRRORS = {"meta-llama/Llama-2-7b-hf": "NousResearch/Llama-2-7b-hf"}  # ungated repositories with the same weights
 OUR_MISTAKES = (ImportError, AttributeError, NameError, TypeError, KeyError)  # never to be explained as the Hub's
+TRIES, TIMEOUT, LONGEST_WAIT = 3, 5, 30  # TIMEOUT and LONGEST_WAIT in seconds
+FULL = "the disk is full: make room, or set HF_HOME to a folder on another disk and restart the kernel"
 WITHOUT = "or set TIER=embedded to go on without the Hub"
+
+_place = {}
 
 
 def token_place():
     """Say where a token was found ("the environment variable HF_TOKEN", …), or return None if there is none.
 
-    Order: environment; the cached login and Colab's secret (huggingface_hub.get_token knows both); Kaggle's secret, which is put
-    into the environment of this process, because the library does not know it.
+    Order: environment; Kaggle's secret, which is put into the environment of this process, because the library does not know it; the
+    login saved on the disk and Colab's secret (huggingface_hub.get_token knows both).
     """
     from huggingface_hub import constants, get_token
 
     if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
-        return "the environment variable HF_TOKEN"
-    if get_token():
-        return "the login saved on this disk" if os.path.isfile(constants.HF_TOKEN_PATH) else "Colab's secret HF_TOKEN"
+        return _place.get("kaggle", "the environment variable HF_TOKEN")
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         try:
             from kaggle_secrets import UserSecretsClient
 
             os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")
-            return "Kaggle's secret HF_TOKEN"
+            _place["kaggle"] = "Kaggle's secret HF_TOKEN"
+            return _place["kaggle"]
         except Exception:  # no such secret, not attached to this notebook, no internet: Kaggle raises several kinds
-            return None
+            pass
+    if get_token():
+        return "the login saved on this disk" if os.path.isfile(constants.HF_TOKEN_PATH) else "Colab's secret HF_TOKEN"
     return None
 
 
@@ -53,7 +59,9 @@ def ask_for_token():
             login(token=token)
             whether.cache_clear()
             answer.value = "Logged in: run this notebook's cells again."
-        except Exception as error:  # the library's texts do not repeat the token
+        except ValueError as error:  # the library's own words; they do not repeat the token
+            answer.value = f"Not logged in: {error}"
+        except Exception as error:
             answer.value = f"Not logged in: {why(error, 'your account')}."
 
     button.on_click(log_in)
@@ -64,55 +72,67 @@ def ask_for_token():
 def whether(repository, revision="main"):
     """Return (repository or its ungated mirror, sentence). The sentence is empty where the repository itself can be read.
 
-    In strict mode (the environment variable HUB_STRICT=1), and where a revision is pinned, there is no mirror. Raises CheckpointError
-    where nothing can be read; without network, a repository that is in the cache will do.
+    In strict mode (the environment variable HUB_STRICT=1), and where a revision is pinned, there is no mirror. A token that is not
+    valid closes open repositories too: it is ignored then. Raises CheckpointError where nothing can be read; where the Hub does not
+    answer, a repository that is in the cache will do.
     """
-    from huggingface_hub import auth_check
-
-    token = token_place()
-    try:
-        auth_check(repository)
+    token = token_place()  # asked first: it puts Kaggle's secret where the library finds it
+    reason, status = refusal(repository, revision)
+    if not reason:
         return repository, ""
-    except OUR_MISTAKES:
-        raise
-    except Exception as error:
-        reason = why(error, repository)
-        status = _status(error)
-    if status is None:
+    if status is None or status == 429 or status >= 500:
         for name in filter(None, (repository, MIRRORS.get(repository))):
             if _in_cache(name, revision):
                 return name, f"{name} comes from the cache on this disk ({reason})."
+    if status == 401 and token:
+        ignore_token()
+        if not refusal(repository, revision)[0]:
+            return repository, f"No token was sent for {repository}, which needs none: {reason}."
     strict = os.environ.get("HUB_STRICT", "0") not in ("", "0")
     if status not in (401, 403, 404) or repository not in MIRRORS or strict or revision != "main":
         because = " HUB_STRICT is set, so no mirror takes its place." if strict and repository in MIRRORS else ""
         raise CheckpointError(f"{repository} cannot be read: {reason}.{because} Then try again, {WITHOUT}.")
-    if token and status == 401:  # a token that is not valid closes open repositories too
-        _ignore_token()
     mirror = MIRRORS[repository]
     return mirror, f"{mirror} instead of {repository}, because {reason}. The same weights, and Meta's licence applies to them too."
 
 
-def refusal(repository):
-    """Return why ``repository`` cannot be read with the token that is there, or "" if it can."""
-    from huggingface_hub import auth_check
+def refusal(repository, revision="main"):
+    """Return (why ``repository`` cannot be read with the token that is there, HTTP status), or ("", None) if it can."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
-        auth_check(repository)
-        return ""
+        patiently(lambda: get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=TIMEOUT))
+        return "", None
     except OUR_MISTAKES:
         raise
     except Exception as error:
-        return why(error, repository)
+        return why(error, repository), status_of(error)
+
+
+def patiently(action):
+    """Return ``action()``, tried again, TRIES times in all, where the Hub is busy, has a passing problem or cuts the connection."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            return action()
+        except OUR_MISTAKES:
+            raise
+        except Exception as error:
+            status, kinds = status_of(error), _kinds(error)
+            passing = status is not None and (status == 429 or status >= 500) or {"RemoteProtocolError", "ReadError"} & kinds
+            if not passing or attempt == TRIES:
+                raise
+            asked = next((w for link in _chain(error) if (w := _retry_after(link))), "")
+            time.sleep(min(int(asked), LONGEST_WAIT) if asked.isdigit() else attempt)
 
 
 def why(error, repository):
     """Say in a clause why the Hub, the network or the disk stopped ``error``, and what to do."""
     chain = _chain(error)
-    kinds = {cls.__name__ for link in chain for cls in type(link).__mro__}
+    kinds = _kinds(error)
     said = " ".join(str(getattr(link, "server_message", None) or link) for link in chain)
-    status = _status(error)
+    status = status_of(error)
     if "OfflineModeIsEnabled" in kinds:
-        return "HF_HUB_OFFLINE is set, so only what is in the cache can be loaded: unset it"
+        return "HF_HUB_OFFLINE is set, so only what is in the cache can be loaded: unset it and restart the kernel"
     if status == 401 and ("Invalid credentials" in said or "Invalid user token" in said or token_place()):
         return f"your token ({token_place() or 'the one given'}) is not valid: make a new one on https://huggingface.co/settings/tokens"
     if "GatedRepoError" in kinds and status == 401:
@@ -141,11 +161,13 @@ def why(error, repository):
         return f"the Hub has a problem of its own (HTTP {status}): wait some minutes"
     if status:
         return f"the Hub refused it (HTTP {status})"
+    if "No space left" in said:  # hf_xet says it in words
+        return FULL
     for link in chain:
         if isinstance(link, OSError) and link.errno == errno.ENOSPC:
-            return "the disk is full: make room, or set HF_HOME to a folder on another disk"
+            return FULL
         if isinstance(link, OSError) and link.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return f"the cache cannot be written ({link.filename or 'read-only'}): set HF_HOME to a folder that you may write to"
+            return f"the cache cannot be written ({link.filename or 'read-only'}): set HF_HOME to a folder that you may write to and restart the kernel"
     if "Consistency check failed" in said:
         return "a file arrived with a wrong length and was thrown away"
     if "resolve" in said or "Name or service" in said or "getaddrinfo" in said or "name resolution" in said:
@@ -164,7 +186,11 @@ def _chain(error):
     return links
 
 
-def _status(error):
+def _kinds(error):
+    return {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
+
+
+def status_of(error):
     """HTTP status behind ``error``, or None if there was no answer."""
     answers = (getattr(link, "response", None) for link in _chain(error))
     return next((answer.status_code for answer in answers if answer is not None), None)
@@ -181,7 +207,7 @@ def _in_cache(repository, revision):
     return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str)
 
 
-def _ignore_token():
+def ignore_token():
     """Send no token from now on in this process: what the library's HF_HUB_DISABLE_IMPLICIT_TOKEN does at start."""
     from huggingface_hub import constants
 

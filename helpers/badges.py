@@ -31,7 +31,7 @@ if not os.path.isfile(f"{course}/helpers/setup.py")%s
 sys.path.insert(0, os.path.abspath(course)); from helpers import setup; setup.prepare()"""
 FETCH = """\
  and os.system(f"git -c core.askPass=true clone --quiet --depth 1 https://github.com/%s {course}"):
-    sys.exit("The course could not be fetched from https://github.com/%s: check the network (on Kaggle: Settings > Turn on internet), delete a folder course/ that is left over, and run this cell again.")"""
+    sys.exit("The course could not be fetched from https://github.com/%s: check that git is installed and the network is up (on Kaggle: Settings > Turn on internet), delete a folder course/ that is left over, and run this cell again.")"""
 NO_ADDRESS = """\
 :
     sys.exit("This notebook was opened alone, and the address of its course is not set yet: get the whole course and open this notebook in its folder notebooks/ (its owner sets the address with: make badges REPOSITORY=owner/name).")"""

@@ -74,7 +74,8 @@ def free_memory(device):
 def out_of_memory(error, device, doing):
     """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None."""
     said = str(error)
-    if not isinstance(error, MemoryError) and "out of memory" not in said and "can't allocate memory" not in said and "Cannot allocate memory" not in said:
+    signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
+    if not isinstance(error, MemoryError) and not any(sign in said for sign in signs):
         return None
     asked = re.search(r"(?:[Tt]ried to allocate|unable to mmap) ([\d.]+) ?(bytes|[KMG]iB)?", said)
     needed = "more memory was"

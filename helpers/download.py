@@ -1,7 +1,6 @@
 """Fetch a checkpoint from the Hub: announced, resumable, verified; what goes wrong is one sentence, and nothing complete is lost."""
 
 import hashlib
-import time
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from helpers import access, checks, machine
 from helpers.errors import CheckpointError, NotEnoughMemoryError
 
 WANTED = ("config.json", "generation_config.json", "*token*", "*.safetensors", "*.safetensors.index.json", "quantize_config.json")
-TRIES = 3
 
 
 def fetch(step):
@@ -24,7 +22,7 @@ def fetch(step):
     repository = step.checkpoint
     if cached(repository, step.revision, step.format):
         return
-    about = _try(lambda: HfApi().model_info(repository, revision=step.revision, files_metadata=True), repository)
+    about = _try(lambda: HfApi().model_info(repository, revision=step.revision, files_metadata=True, timeout=2 * access.TIMEOUT), repository)
     files = [f for f in about.siblings if any(fnmatch(f.rfilename, pattern) for pattern in WANTED)]
     if not any(f.rfilename.endswith(".safetensors") for f in files):
         raise CheckpointError(f"{repository} has no safetensors files, and the course reads no other kind: choose another repository.")
@@ -34,7 +32,7 @@ def fetch(step):
     if need > free:
         raise NotEnoughMemoryError(
             f"{repository} still needs {need / 1e9:.1f} GB and the disk of {cache} has {free / 1e9:.1f} GB free: make room, or set"
-            " HF_HOME to a folder on another disk."
+            " HF_HOME to a folder on another disk and restart the kernel."
         )
     if need > 1e6:
         print(f"Fetching {repository}: {need / 1e9:.2f} GB in {len(missing)} files (of {len(files)}) to {cache}.", flush=True)
@@ -93,19 +91,13 @@ def _sha256(path):
 
 
 def _try(action, repository, state=""):
-    """Return ``action()``, tried again where the Hub or the network had a passing problem. Raises CheckpointError, a sentence."""
-    for attempt in range(1, TRIES + 1):
-        try:
-            return action()
-        except (CheckpointError, *access.OUR_MISTAKES):
-            raise
-        except Exception as error:
-            status = access._status(error)
-            passing = status is not None and status >= 500
-            if passing and attempt < TRIES:
-                time.sleep(attempt)
-                continue
-            raise CheckpointError(f"{repository} cannot be fetched: {access.why(error, repository)}{state}. Then run the cell again, {access.WITHOUT}.") from None
+    """Return ``action()``, tried again where the problem may pass. Raises CheckpointError, a sentence."""
+    try:
+        return access.patiently(action)
+    except (CheckpointError, *access.OUR_MISTAKES):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{repository} cannot be fetched: {access.why(error, repository)}{state}. Then run the cell again, {access.WITHOUT}.") from None
 
 
 def _path(repository, file, revision):

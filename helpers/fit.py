@@ -31,7 +31,7 @@ def survey():
         raise
     except Exception as error:
         return found | {"online": access.why(error, open_repository), "gated": "not asked: the Hub is out of reach"}
-    found["gated"] = access.refusal(STEPS[1].hub)
+    found["gated"] = access.refusal(STEPS[1].hub)[0]
     try:
         found["speed"] = machine.network_speed(open_repository, "model.safetensors")
     except access.OUR_MISTAKES:

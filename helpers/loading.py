@@ -37,7 +37,7 @@ def load_arguments(step, device=None):
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     arguments |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
     if len(shared) > 1:
-        arguments |= {"device_map": "balanced", "max_memory": {n: int(free[n] - tiers.OVERHEAD) for n in shared}}
+        arguments |= {"device_map": "sequential", "max_memory": {n: int(free[n] - tiers.OVERHEAD) for n in shared}}
     if not step.is_folder:
         arguments |= {"revision": step.revision, "local_files_only": True}  # ``load`` has fetched the files before
     return arguments
@@ -166,12 +166,15 @@ def _glibc(function, *arguments):
 
 def hollow(model):
     """Free the weights of ``model`` although variables still hold it: after this it is an empty shell."""
+    import torch
+
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name in tensors:
                 tensors[name] = None
-        if hasattr(module, "state"):  # where bitsandbytes keeps the 8-bit weights
-            module.state = None
+        for name, value in list(vars(module).items()):  # bitsandbytes keeps tensors in ``state``, ExLlama in ``q_tensors``
+            if name in ("state", "q_tensors", "q_handle") or isinstance(value, torch.Tensor):
+                setattr(module, name, None)
     free_caches()
 
 

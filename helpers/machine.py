@@ -68,18 +68,31 @@ def gpus():
             found.append(Gpu(int(index), name, (major, minor), int(total) * 2**20, int(free) * 2**20))
         except ValueError:  # "[N/A]" and the like: a driver too old to say
             continue
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        chosen = [part.strip() for part in visible.split(",")]
+    visible = _hidden.get("before", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    chosen = None if visible is None else [part.strip() for part in visible.split(",") if part.strip()]
+    if chosen is not None and all(part.isdigit() for part in chosen):  # identifiers of another kind are left to CUDA
         found = [gpu for gpu in found if str(gpu.index) in chosen]
     return found
 
 
+_hidden = {}  # what CUDA_VISIBLE_DEVICES was before hide_unusable changed it
+
+
+def hide_unusable():
+    """Hide GPUs that are too old from torch, which could not run on them, before it makes its first CUDA call; number them as here."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    found = gpus()
+    usable = [gpu for gpu in found if gpu.supported]
+    if len(usable) < len(found) and not _hidden:
+        _hidden["before"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu.index) for gpu in usable)
+
+
 @lru_cache(maxsize=1)
 def unusable_gpu():
-    """The first GPU's sentence if it is too old for today's torch, else "": asked before torch makes its first CUDA call."""
+    """The sentence of a GPU that is too old for today's torch, if there is no other one, else ""; makes no CUDA call."""
     found = gpus()
-    return found[0].sentence if found and not found[0].supported else ""
+    return found[0].sentence if found and not any(gpu.supported for gpu in found) else ""
 
 
 def host_memory():
@@ -90,8 +103,10 @@ def host_memory():
     total, free = memory.total, memory.available
     try:  # Linux's cgroup v2; "max" means no limit
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        parts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        used -= int(parts["inactive_file"])  # cached files, which the system gives up when programs need the memory
         total, free = min(total, limit), min(free, limit - used)
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         pass
     return total, free
 
@@ -114,7 +129,7 @@ def network_speed(repository, file):
         started = time.perf_counter()
         if answer.status_code >= 400:
             return None
-        for chunk in answer.iter_bytes(64 * 1024):
+        for chunk in answer.iter_raw():  # as it comes
             count += len(chunk)
             if time.perf_counter() - started > 1 or count >= SAMPLE:
                 break

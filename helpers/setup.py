@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from helpers import machine
 from helpers.article import ROOT
@@ -36,12 +37,13 @@ def prepare(requirements=ROOT / "requirements.txt"):
     wanted = pins(requirements)
     check(wanted)
     use_roomy_cache()
+    machine.hide_unusable()
     missing = [name for name in wanted if installed(name) is None]
     if not missing:
         print("Set-up: everything is here.")
         return
-    if "torch" in missing:
-        print("This Python has no PyTorch: installing the whole course takes some minutes and 2 to 6 GB of disk.", flush=True)
+    if {"torch", "transformers"} & set(missing):
+        print("This Python lacks PyTorch or transformers: installing the whole course takes some minutes and 2 to 6 GB of disk.", flush=True)
         with_constraints(wanted, missing)
     else:
         print(f"Set-up: adding {', '.join(missing)}.", flush=True)
@@ -85,9 +87,6 @@ def check(names):
 
 def with_constraints(wanted, missing):
     """Install ``missing`` with what they depend on, while every package that is installed keeps its version."""
-    from importlib.metadata import distributions
-    from tempfile import TemporaryDirectory
-
     with TemporaryDirectory() as folder:
         frozen = Path(folder) / "constraints.txt"
         frozen.write_text("".join(f"{d.metadata['Name']}=={d.version}\n" for d in distributions()), encoding="utf-8")

@@ -40,10 +40,9 @@ def _why_not_hub():
         return f"today's PyTorch cannot use this GPU ({machine.unusable_gpu()})"
     if not found:
         return "this machine has no CUDA GPU"
-    need = max(LLAMA_2[s.model].weight_bytes(s.format) for s in STEPS.values()) + OVERHEAD * len(found)
-    have = sum(gpu.total for gpu in found)
-    if have < need:
-        return f"the four steps need {need / 1e9:.1f} GB of GPU memory and this GPU has {have / 1e9:.1f} GB"
+    need, have = max(LLAMA_2[s.model].weight_bytes(s.format) for s in STEPS.values()), [gpu.total for gpu in found]
+    if not spread(need, have):
+        return f"the four steps need {(need + OVERHEAD) / 1e9:.1f} GB of GPU memory and there are {sum(have) / 1e9:.1f} GB"
     from huggingface_hub import HfApi
 
     try:
@@ -56,10 +55,11 @@ def _why_not_hub():
 def spread(weights, free):
     """Return the fewest GPUs (list of indices) that hold ``weights`` bytes, the first ones first; free: bytes free on each GPU.
 
-    The first GPU alone where it is large enough; [] if all together are too small.
+    The first GPU alone where it is large enough; [] if all together are too small. Of several, a tenth stays empty: layers are not
+    divided (and bitsandbytes leaves as much).
     """
     for count in range(1, len(free) + 1):
-        if weights + count * OVERHEAD <= sum(free[:count]):
+        if weights <= (free[0] - OVERHEAD if count == 1 else 0.9 * sum(f - OVERHEAD for f in free[:count])):
             return list(range(count))
     return []
 

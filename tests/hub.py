@@ -1,6 +1,6 @@
 """A Hugging Face Hub on the loopback interface: it serves folders under repository names to the real huggingface_hub client.
 
-It speaks what the client asks of the real one: repository information with sizes and SHA-256, access checks, HEAD and GET of files
+It speaks what the client asks of the real one: repository information with sizes and SHA-256, HEAD and GET of files
 with ETag and commit, the redirect of large files to another address, ranges, tokens, and the Hub's error codes. Faults are switchable.
 """
 
@@ -99,10 +99,12 @@ class Handler(BaseHTTPRequestHandler):
         if parts == ["api", "whoami-v2"]:
             who = {"type": "user", "name": "reader", "auth": {"type": "access_token", "accessToken": {"displayName": "course", "role": "read"}}}
             return self.answer(200 if token else 401, json.dumps(who).encode(), Content_Type="application/json")
-        if parts[:2] == ["api", "models"]:
+        information = parts[:2] == ["api", "models"]
+        if information:
             parts = parts[2:]
+        elif parts[0] == "api":
+            return self.answer(404)
         name, rest = "/".join(parts[:2]), parts[2:]
-        information = rest[:1] in ([], ["revision"])
         if information and isinstance(how := hub.fault(self.command, "info"), int):
             return self.refuse(how)
         if name in hub.gated and not information:
@@ -112,12 +114,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(403, "GatedRepo", REFUSALS[hub.gated[name]].format(name=name))
         if name not in hub.repositories:
             return self.refuse(404 if token else 401, "RepoNotFound", "Repository not found")
-        if rest[:1] == ["auth-check"]:
-            return self.answer(200)
         if len(rest) > 1 and rest[1] not in ("main", COMMIT):
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {rest[1]}")
         if information:
             return self.inform(name)
+        if isinstance(how := hub.fault(self.command, rest[-1]) if self.command == "HEAD" else None, int):
+            return self.refuse(how)
         self.resolve(name, "/".join(rest[2:]))
 
     do_HEAD = do_GET

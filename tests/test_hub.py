@@ -179,12 +179,27 @@ def test_lasting_refusal_in_the_middle(sharded, tmp_path, status, words):
         assert run(FETCH, hub.url, tmp_path)["complete"] and len(hub.fetched(SHARDS[0])) == 1
 
 
-@pytest.mark.parametrize("file", ["info", SHARDS[1]])
+@pytest.mark.parametrize("method, file", [("GET", "info"), ("GET", SHARDS[1]), ("HEAD", "config.json")])
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_passing_refusal(sharded, tmp_path, status, file):
+def test_passing_refusal(sharded, tmp_path, status, method, file):
     with Hub(sharded) as hub:
-        hub.fail(file, status, times=1)
+        hub.fail(file, status, times=1, method=method)
         assert run(FETCH, hub.url, tmp_path)["complete"]
+        assert hub.faults[0][-1] == 0  # it did happen
+
+
+def test_token_that_is_not_valid_does_not_close_open_repositories(tmp_path):
+    with Hub(ARTICLE) as hub:
+        found = run(FETCH, hub.url, tmp_path, HF_TOKEN="hf_expired")
+    assert found["complete"] and found["checkpoint"] == META and "which needs none: your token" in found["note"]
+
+
+def test_hub_that_never_answers(tmp_path):
+    """Neither the survey nor a notebook waits for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert "does not answer in time" in run(SURVEY, url, tmp_path)["online"]
+        fails(url, tmp_path, "does not answer in time")
 
 
 def test_connection_cut_once_goes_on_in_the_middle(sharded, tmp_path):

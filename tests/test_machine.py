@@ -112,7 +112,7 @@ def test_steps_on_a_t4():
 
 
 def test_steps_on_two_small_gpus():
-    table = fit.step_table(survey(gpu(8e9), gpu(8e9, 1)))
+    table = fit.step_table(survey(gpu(9e9), gpu(9e9, 1)))
     assert "2 GPUs" in table.loc["2: 7B bf16", "free"] and table.loc["2: 7B bf16", "verdict"] != fit.TOO_LARGE
     assert "(GPU)" in table.loc["3: 7B GPTQ", "free"]
 

@@ -147,7 +147,7 @@ def test_the_next_notebook_fits_in_the_same_kernel():
 
 def test_one_gpu_where_it_is_large_enough():
     assert tiers.spread(14e9, [15.6e9, 15.6e9]) == [0]
-    assert tiers.spread(14e9, [8e9, 8e9]) == [0, 1]
+    assert tiers.spread(14e9, [9e9, 9e9]) == [0, 1] and tiers.spread(14e9, [8e9, 8e9]) == []
     assert tiers.spread(14e9, [8e9]) == [] and tiers.spread(1e9, []) == []
 
 
