@@ -13,7 +13,7 @@ checks   can this checkpoint be loaded here?
 loading  load a step's model, look into a layer, free the memory
 timing   how long did ``generate`` take, and where did the time go?
 words    say measured times in words
-holders  who still holds a model that was meant to be freed?
+memory   how is memory freed, and who still holds a model?
 ledger   what was measured so far?
 article  what did the article measure and claim?
 compare  what do the four steps show together?

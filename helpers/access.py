@@ -47,7 +47,7 @@ def token_place():
 def ask_for_token():
     """Show a field for a token and a button that logs in (huggingface_hub.login checks and saves the token). Waits for nothing."""
     import ipywidgets
-    from huggingface_hub import login
+    from huggingface_hub import constants, login
     from IPython.display import display
 
     field = ipywidgets.Password(placeholder="hf_…", description="Token:")
@@ -57,6 +57,7 @@ def ask_for_token():
         token, field.value = field.value.strip(), ""
         try:
             login(token=token)
+            constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = False  # an earlier token may have been ignored
             whether.cache_clear()
             answer.value = "Logged in: run this notebook's cells again."
         except ValueError as error:  # the library's own words; they do not repeat the token

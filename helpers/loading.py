@@ -1,7 +1,6 @@
 """Load a step's model, look into a layer, free the memory again."""
 
 import contextlib
-import gc
 import io
 import json
 import logging
@@ -10,7 +9,7 @@ import warnings
 import weakref
 from pathlib import Path
 
-from helpers import checks, download, holders, tiers
+from helpers import checks, download, memory, tiers
 from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
 
 _loaded = {}  # of the model loaded last: weak references to its parts, its device, and the memory in use after it was loaded
@@ -82,17 +81,16 @@ def load(step, device=None):
     if step.format == "gptq" and device != "cpu":
         print("gptqmodel now chooses a GPU kernel. The first time on a machine it compiles it, which takes minutes.", flush=True)
     # The imports above leave exceptions behind, which keep this function's variables for ever: the model must not be one of them.
-    return _load(step, arguments, memory_in_use(device))
+    return _load(step, arguments, memory.in_use(device))
 
 
 def _load(step, arguments, before):
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device, problem = _first_device(arguments), None
     try:
         tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
-        with quiet(keep_stderr=True), giving_back():
+        with quiet(keep_stderr=True), memory.giving_back():
             model = AutoModelForCausalLM.from_pretrained(**arguments)
         if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
             problem = NotEnoughMemoryError("The GPUs together are too small for this model: set TIER=embedded for the small models.")
@@ -102,9 +100,9 @@ def _load(step, arguments, before):
         problem = checks.out_of_memory(error, device, "loading") or CheckpointError(f"{step.checkpoint} cannot be loaded: {_first_line(error)}")
     if problem:  # raised here, where the failed call's variables, and so the half-loaded model, are gone
         model = None
-        free_caches()
+        memory.free_caches()
         raise problem
-    after = memory_in_use(device)
+    after = memory.in_use(device)
     _loaded.update(parts=[weakref.ref(part) for part in _parts(model)], after=after, device=device)
     print(f"Weights: {weight_bytes(model) / 1e6:,.1f} MB. {_place(device)}: {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB after.")
     return model, tokenizer
@@ -115,67 +113,20 @@ def release():
 
     Write ``del model`` (and any layer or tensor of it) first. What is still held is named, with the variables that hold it.
     """
-    holders.forget()
-    free_caches()
+    memory.forget()
+    memory.free_caches()
     device = _loaded.get("device") or tiers.get_device()
-    now = memory_in_use(device)
+    now = memory.in_use(device)
     if "after" in _loaded:
         print(f"{_place(device)}: {_loaded['after'] / 1e6:,.0f} MB with the model, {now / 1e6:,.0f} MB now.")
     alive = [part for reference in _loaded.get("parts", ()) if (part := reference()) is not None]
     if alive:
-        names = holders.find(alive)
+        names = memory.find(alive)
         advice = f"del {', '.join(n for n in names if n.isidentifier())}" if any(n.isidentifier() for n in names) else "free it"
         if any(name.startswith("Out[") for name in names):
             advice = "%reset -f out" if advice == "free it" else f"{advice} and %reset -f out"
         print(f"The model, or a part of it, is still in memory, held by {', '.join(names) or 'a library'}: {advice}, then call release() again.")
     return now
-
-
-def free_caches():
-    """Give memory that nothing uses any more back to the device and to the operating system."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    _glibc("malloc_trim", 0)
-
-
-@contextlib.contextmanager
-def giving_back():
-    """Let every large buffer that is freed meanwhile go back to the operating system at once.
-
-    glibc keeps freed buffers of up to 32 MB in its heap, and the holes add up while a checkpoint is quantised tensor by tensor: to 1.7
-    times the weights, and to 1.1 with this. (mallopt(3): M_MMAP_THRESHOLD is -3.)
-    """
-    _glibc("mallopt", -3, 2**20)
-    try:
-        yield
-    finally:
-        _glibc("mallopt", -3, 2**25)
-        _glibc("malloc_trim", 0)
-
-
-def _glibc(function, *arguments):
-    """Call a function of glibc; do nothing where there is none."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
-
-
-def hollow(model):
-    """Free the weights of ``model`` although variables still hold it: after this it is an empty shell."""
-    import torch
-
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name in tensors:
-                tensors[name] = None
-        for name, value in list(vars(module).items()):  # bitsandbytes keeps tensors in ``state``, ExLlama in ``q_tensors``
-            if name in ("state", "q_tensors", "q_handle") or isinstance(value, torch.Tensor):
-                setattr(module, name, None)
-    free_caches()
 
 
 def _parts(model):
@@ -219,16 +170,6 @@ def read_tensor(step, name):
     file = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"][name] if index else "model.safetensors"
     with safe_open(path(file), framework="pt") as tensors:
         return tensors.get_tensor(name)
-
-
-def memory_in_use(device):
-    """Bytes that this process uses on ``device``: allocated by torch on all GPUs, or the resident set on the host."""
-    import psutil
-    import torch
-
-    if device.startswith("cuda"):
-        return sum(torch.cuda.memory_allocated(n) for n in range(torch.cuda.device_count()))
-    return psutil.Process().memory_info().rss
 
 
 def _first_line(error):

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
-from helpers import checks, loading
+from helpers import checks, memory
 from helpers.article import NEW_TOKENS, PROMPT
 from helpers.errors import PromptError, TokenCountError
 from helpers.words import seconds
@@ -163,7 +163,7 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
         if problem is None:
             raise
     if problem:  # raised here, where the failed call's variables are gone
-        loading.hollow(model)
+        memory.hollow(model)
         raise problem
     end = time.perf_counter()
     user_end, system_end = _cpu_times()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers import checks, loading, steps, tiers
+from helpers import checks, loading, steps
 from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
 
 

@@ -9,29 +9,29 @@ import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
-from helpers import holders, steps, synthetic, tiers
+from helpers import memory, steps, synthetic, tiers
 from helpers.article import ROOT
 
 SHAPE = steps.Shape(2048, 5504, 16, 4000)  # 1.7 GB in bf16, a hundred times the small embedded model
 WATCH = """
 import json, sys, threading, time
-from helpers import loading, steps, timing
+from helpers import loading, memory, steps, timing
 
 number, folder = int(sys.argv[1]), sys.argv[2]
-def memory():
+def status():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
     return {name: int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon")}
 
 model, tokenizer = loading.load(steps.get_step(number))  # the libraries' own memory does not count
 timing.generate_once(model, tokenizer)
 del model, tokenizer
-loading.free_caches()
+memory.free_caches()
 step = steps.get_step(number, checkpoint=folder)
-before, peak, done = memory(), {"VmRSS": 0, "RssAnon": 0}, []
+before, peak, done = status(), {"VmRSS": 0, "RssAnon": 0}, []
 
 def watch():
     while not done:
-        for name, value in memory().items():
+        for name, value in status().items():
             peak[name] = max(peak[name], value)
         time.sleep(0.002)
 
@@ -113,7 +113,7 @@ class Part:
 def test_holders_are_named():
     part = Part()
     namespace = {"layer": part, "listed": [part], "mapped": {"a": (part,)}, "called": lambda: part, "_oh": {7: part}, "_7": part, "_": part}
-    assert holders.find([part], namespace) == ["Out[7]", "called", "layer", "listed", "mapped"]
+    assert memory.find([part], namespace) == ["Out[7]", "called", "layer", "listed", "mapped"]
 
 
 def run_cells(*sources):
