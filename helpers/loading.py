@@ -89,8 +89,8 @@ def _load(step, arguments, before):
 
     device, problem = _first_device(arguments), None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
-        with quiet(keep_stderr=True), memory.giving_back():
+        with quiet(keep_stderr=True), memory.giving_back(), offline():
+            tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(**arguments)
         if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
             problem = NotEnoughMemoryError("The GPUs together are too small for this model: set TIER=embedded for the small models.")
@@ -106,6 +106,18 @@ def _load(step, arguments, before):
     _loaded.update(parts=[weakref.ref(part) for part in _parts(model)], after=after, device=device)
     print(f"Weights: {weight_bytes(model) / 1e6:,.1f} MB. {_place(device)}: {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB after.")
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def offline():
+    """Ask nothing of the Hub meanwhile (the library's HF_HUB_OFFLINE): all files are here, and transformers 5.0 asks even if it may not."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def release():

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = {"colab": "3.13", "kaggle": "3.12"}  # where the list's file name begins so
-EXTRA = {"kaggle": ["ipywidgets==8.1.5"]}  # what Kaggle adds to the image that its list describes
+EXTRA = {"kaggle": ["ipywidgets==8.1.5", "comm==0.2.2"]}  # what Kaggle adds to the image that its list describes
 CUDA = re.compile(r"(nvidia|cuda|triton|torch$|torchvision|torchaudio|torchcodec)")
 GIANTS = re.compile(
     r"(lib)?(py)?(lib)?(cudf|cuml|cugraph|cuvs|raft|rmm|kvikio|ucxx?|cupy|tensorflow|keras|jax|spacy|xgboost|opencv|duckdb|polars|rapids|dask-cu)"
