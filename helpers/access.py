@@ -83,7 +83,7 @@ def whether(repository, revision="main"):
         return repository, ""
     if status is None or status == 429 or status >= 500:
         for name in filter(None, (repository, MIRRORS.get(repository))):
-            if _in_cache(name, revision):
+            if cached_path(name, "config.json", revision):
                 return name, f"{name} comes from the cache on this disk ({reason})."
     if status == 401 and token:
         ignore_token()
@@ -115,14 +115,12 @@ def patiently(action):
     for attempt in range(1, TRIES + 1):
         try:
             return action()
-        except OUR_MISTAKES:
-            raise
         except Exception as error:
             status, kinds = status_of(error), _kinds(error)
             passing = status is not None and (status == 429 or status >= 500) or {"RemoteProtocolError", "ReadError"} & kinds
             if not passing or attempt == TRIES:
                 raise
-            asked = next((w for link in _chain(error) if (w := _retry_after(link))), "")
+            asked = _retry_after(error) or ""
             time.sleep(min(int(asked), LONGEST_WAIT) if asked.isdigit() else attempt)
 
 
@@ -156,7 +154,7 @@ def why(error, repository):
     if status == 403:
         return "your token may not read it: give the token the right to read gated repositories"
     if status == 429:
-        wait = next((w for link in chain if (w := _retry_after(link))), None)
+        wait = _retry_after(error)
         return f"the Hub asks you to wait{f' {wait} seconds' if wait else ''} (HTTP 429, too many requests)"
     if status and status >= 500:
         return f"the Hub has a problem of its own (HTTP {status}): wait some minutes"
@@ -191,21 +189,29 @@ def _kinds(error):
     return {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
 
 
+def _answer(error):
+    """The HTTP response behind ``error``, or None if there was no answer."""
+    answers = (getattr(link, "response", None) for link in _chain(error))
+    return next((answer for answer in answers if answer is not None), None)
+
+
 def status_of(error):
     """HTTP status behind ``error``, or None if there was no answer."""
-    answers = (getattr(link, "response", None) for link in _chain(error))
-    return next((answer.status_code for answer in answers if answer is not None), None)
+    answer = _answer(error)
+    return None if answer is None else answer.status_code
 
 
-def _retry_after(link):
-    response = getattr(link, "response", None)
-    return response.headers.get("Retry-After") if response is not None else None
+def _retry_after(error):
+    answer = _answer(error)
+    return None if answer is None else answer.headers.get("Retry-After")
 
 
-def _in_cache(repository, revision):
+def cached_path(repository, file, revision):
+    """Path of a repository's file in the cache on this disk, or None."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str)
+    path = try_to_load_from_cache(repository, file, revision=revision)
+    return path if isinstance(path, str) else None  # it has a mark of its own for files that are known not to exist
 
 
 def ignore_token():

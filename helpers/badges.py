@@ -6,7 +6,6 @@ notebooks and the README. Run again, it changes no byte.
 
 import re
 import sys
-from pathlib import Path
 
 from helpers.article import ROOT
 
@@ -99,7 +98,7 @@ def main(repository, root=ROOT):
 def _write(path, text):
     """Write ``text`` unless the file says so already."""
     if path.read_text(encoding="utf-8") != text:
-        Path(path).write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def fetch(step):
     files = [f for f in about.siblings if any(fnmatch(f.rfilename, pattern) for pattern in WANTED)]
     if not any(f.rfilename.endswith(".safetensors") for f in files):
         raise CheckpointError(f"{repository} has no safetensors files, and the course reads no other kind: choose another repository.")
-    missing = [f for f in files if _path(repository, f.rfilename, about.sha) is None]
+    missing = [f for f in files if access.cached_path(repository, f.rfilename, about.sha) is None]
     need, cache = sum(f.size or 0 for f in missing), Path(constants.HF_HUB_CACHE)
     free = machine.disk(cache)
     if need > free:
@@ -49,13 +49,13 @@ def config(repository, revision="main"):
     """Return the folder of the repository's config.json, fetched if it is not in the cache. Raises CheckpointError."""
     from huggingface_hub import hf_hub_download
 
-    path = _path(repository, "config.json", revision)
+    path = access.cached_path(repository, "config.json", revision)
     return Path(path or _try(lambda: hf_hub_download(repository, "config.json", revision=revision), repository)).parent
 
 
 def cached(repository, revision, format):
     """Whether a complete checkpoint in ``format`` is in the cache (its headers say so; the weights are not read)."""
-    path = _path(repository, "config.json", revision)
+    path = access.cached_path(repository, "config.json", revision)
     if path is None:
         return False
     try:
@@ -98,10 +98,3 @@ def _try(action, repository, state=""):
         raise
     except Exception as error:
         raise CheckpointError(f"{repository} cannot be fetched: {access.why(error, repository)}{state}. Then run the cell again, {access.WITHOUT}.") from None
-
-
-def _path(repository, file, revision):
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(repository, file, revision=revision)
-    return path if isinstance(path, str) else None

@@ -78,6 +78,7 @@ def step_table(found, context=512):
         need = weights + cache + len(shared) * tiers.OVERHEAD
         free = sum(gpus[n].free for n in shared) if gpus else found["free"]
         fits = verdict(need, free)
+        disk = verdict(download, found["disk"])
         minutes = f"about {max(1, round(download / found['speed'] / 60))} min" if found["speed"] else "time unknown"
         lines[f"{number}: {step.title}"] = {
             "weights": f"{weights:,}",
@@ -86,8 +87,8 @@ def step_table(found, context=512):
             "needed": _gb(need),
             "free": f"{_gb(free)} ({'GPU' if len(shared) == 1 else f'{len(shared)} GPUs'})" if gpus else f"{_gb(free)} (host)",
             "verdict": fits,
-            "download, time, disk": f"{_gb(download)}, {minutes}, {verdict(download, found['disk'])}",
-            "what to do": _advice(fits, verdict(download, found["disk"]), bool(gpus), found),
+            "download, time, disk": f"{_gb(download)}, {minutes}, {disk}",
+            "what to do": _advice(fits, disk, bool(gpus), found),
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
 

@@ -14,7 +14,7 @@ def machines():
 def floor_table(model):
     """Return for each machine the most tokens a second it could decode of Llama-2 ``model`` ("7B", "13B"), batch 1 (pandas.DataFrame).
 
-    Bandwidth / bytes that one token must read (helpers.steps.Shape.read_bytes); "-" where the weights do not fit. A bound, not a
+    Bandwidth / bytes that one token must read (helpers.steps.Shape.read_bytes); NaN where the weights do not fit. A bound, not a
     measurement: kernels stay below it.
     """
     import pandas as pd

@@ -6,11 +6,12 @@ import platform
 import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
 
+from helpers import access
 from helpers.article import ROOT
+from helpers.setup import installed
 from helpers.steps import STEPS
 from helpers.tiers import TIERS, device_of
 
@@ -79,7 +80,7 @@ def make_row(step, timing, model, prediction=None):
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed(name) for name in PACKAGES},
     }
 
 
@@ -151,14 +152,5 @@ def _commit(step):
     """The commit of the Hub repository that was loaded (the cache keeps each in a folder of that name); None for a folder."""
     if step.is_folder:
         return None
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(step.checkpoint, "config.json", revision=step.revision)
-    return Path(path).parent.name if isinstance(path, str) else None
-
-
-def _version(name):
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    path = access.cached_path(step.checkpoint, "config.json", step.revision)
+    return Path(path).parent.name if path else None
