@@ -22,8 +22,8 @@ def floor_table(model):
     shape, lines = LLAMA_2[model], {}
     for machine in machines():
         line = {"memory": f"{machine['memory']} GB", "bandwidth": f"{machine['bandwidth']:,} GB/s"}
-        for format, title in FORMATS.items():
+        for format in ("bf16", "int8", "gptq"):  # the article's
             fits = shape.weight_bytes(format) <= machine["memory"] * 1e9
-            line[f"{title}, tokens/s"] = round(machine["bandwidth"] * 1e9 / shape.read_bytes(format), 1) if fits else float("nan")
+            line[f"{FORMATS[format]}, tokens/s"] = round(machine["bandwidth"] * 1e9 / shape.read_bytes(format), 1) if fits else float("nan")
         lines[machine["name"]] = line
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("machine")

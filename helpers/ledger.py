@@ -22,7 +22,7 @@ REQUIRED = {
     "completion": str, "new_tokens": int, "parameters": int, "weight_bytes": int, "read_bytes": int, "user_s": float, "sys_s": float, "cpu_total_s": float,
     "wall_s": float, "ttft_s": float,
 }
-KNOWN = {"step": set(STEPS), "tier": {*TIERS, "own"}}
+KNOWN = {"step": {0, *STEPS}, "tier": {*TIERS, "own"}}
 
 
 def results_dir():
@@ -44,7 +44,8 @@ def make_row(step, timing, model, prediction=None):
     return {
         "schema": SCHEMA,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "step": step.number,
+        "step": step.number,  # 0 for a variant
+        "variant": step.name,
         "title": step.title,
         "tier": step.tier,
         "device": device_of(model),
@@ -56,6 +57,7 @@ def make_row(step, timing, model, prediction=None):
         "note": step.note,
         "prompt": timing.prompt,
         "prompt_tokens": timing.prompt_tokens,
+        "batch": timing.batch,
         "new_tokens": timing.new_tokens,
         "completion": timing.text,
         "user_s": timing.cold.user,
@@ -122,8 +124,8 @@ def read(path=None):
 
 
 def latest(rows, tier, device):
-    """Return {step number: its newest row} among ``rows`` measured on ``tier`` and ``device``, in the steps' order."""
-    chosen = {row["step"]: row for row in rows if row["tier"] == tier and row["device"] == device}
+    """Return {step number: its newest row} among ``rows`` measured on ``tier`` and ``device`` by notebooks 01 to 04, in the steps' order."""
+    chosen = {row["step"]: row for row in rows if row["tier"] == tier and row["device"] == device and "run" not in row}
     return dict(sorted(chosen.items()))
 
 

@@ -30,16 +30,25 @@ def load_arguments(step, device=None):
     device = tiers.get_device(device)
     dtype = step.dtype if device != "cpu" or step.format != "gptq" else "bfloat16"
     arguments = {"pretrained_model_name_or_path": step.checkpoint}
-    if step.format == "int8":
-        from transformers import BitsAndBytesConfig
+    if settings := _quantisation(step):
+        import transformers
 
-        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        arguments["quantization_config"] = getattr(transformers, settings[0])(**settings[1])
     arguments |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
     if len(shared) > 1:
         arguments |= {"device_map": "sequential", "max_memory": {n: int(free[n] - tiers.OVERHEAD) for n in shared}}
     if not step.is_folder:
         arguments |= {"revision": step.revision, "local_files_only": True}  # ``load`` has fetched the files before
     return arguments
+
+
+def _quantisation(step):
+    """(class, arguments) of the quantization_config that ``step`` is loaded with; None where the checkpoint's own is enough, or none."""
+    if step.format == "int8":
+        return "BitsAndBytesConfig", {"load_in_8bit": True} | ({} if step.threshold == 6.0 else {"llm_int8_threshold": step.threshold})
+    if step.format == "nf4":
+        return "BitsAndBytesConfig", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": step.dtype}
+    return ("GPTQConfig", {"bits": 4, "backend": f"gptq_{step.kernel}"}) if step.kernel else None
 
 
 def show_call(step, device=None):
@@ -50,7 +59,8 @@ def show_call(step, device=None):
             value = os.path.relpath(value) if step.is_folder else value
             print(f"    {value!r},")
         elif name == "quantization_config":
-            print(f"    {name}=BitsAndBytesConfig(load_in_8bit=True),")
+            kind, settings = _quantisation(step)
+            print(f"    {name}={kind}({', '.join(f'{key}={setting!r}' for key, setting in settings.items())}),")
         else:
             print(f"    {name}={value!r},")
     print(")")
@@ -74,7 +84,7 @@ def load(step, device=None):
     with quiet():
         import transformers.modeling_utils  # noqa: F401
 
-        if step.format == "int8":
+        if step.format in ("int8", "nf4"):
             import bitsandbytes  # noqa: F401
         elif step.format == "gptq":
             import gptqmodel  # noqa: F401  transformers imports it too, with a banner of a page

@@ -1,6 +1,7 @@
 """Which model does a step load, and how large is it?
 
-The catalogue is data: four steps, each with one checkpoint per tier. Sizes are computed from the model's shape, not looked up.
+The catalogue is data: the article's four steps and variants that change one thing of them, each with one checkpoint per tier. Sizes are
+computed from the model's shape, not looked up.
 """
 
 import json
@@ -11,7 +12,7 @@ from helpers.article import ROOT
 from helpers.errors import CheckpointError, UnknownFormatError, UnknownStepError
 
 CHECKPOINTS = ROOT / "data" / "checkpoints"
-FORMATS = {"bf16": "bf16", "int8": "8-bit", "gptq": "GPTQ"}  # name in code: name in tables
+FORMATS = {"bf16": "bf16", "fp16": "fp16", "int8": "8-bit", "nf4": "NF4", "gptq": "GPTQ"}  # name in code: name in tables
 
 
 def read_json(folder, name):
@@ -60,7 +61,7 @@ class Shape:
 
     @property
     def other_parameters(self):
-        """Embedding table, output head and norms: these stay in 16 bits in all three formats."""
+        """Embedding table, output head and norms: these stay in 16 bits in all formats."""
         return 2 * self.vocab_size * self.hidden_size + (2 * self.num_hidden_layers + 1) * self.hidden_size
 
     @property
@@ -71,15 +72,18 @@ class Shape:
     def weight_bytes(self, format, group_size=128):
         """Bytes of all tensors in ``format``.
 
-        bf16: 2 bytes a parameter. int8 (LLM.int8(), https://arxiv.org/abs/2208.07339): 1 byte a weight and one float32 scale a row.
+        bf16, fp16: 2 bytes a parameter. int8 (LLM.int8(), https://arxiv.org/abs/2208.07339): 1 byte a weight and one float32 scale a row.
+        nf4 (QLoRA, https://arxiv.org/abs/2305.14314): half a byte a weight and one float32 scale for each 64 weights.
         gptq (https://arxiv.org/abs/2210.17323, layout of AutoGPTQ): half a byte a weight; for each group of ``group_size`` inputs and
         each output one float16 scale and a 4-bit zero point; and for each input an int32 group index.
         """
         rest = 2 * self.other_parameters
-        if format == "bf16":
+        if format in ("bf16", "fp16"):
             return 2 * self.linear_parameters + rest
         if format == "int8":
             return self.linear_parameters + self.num_hidden_layers * sum(4 * m for _, m in self.linears()) + rest
+        if format == "nf4":
+            return self.linear_parameters // 2 + self.linear_parameters // 64 * 4 + rest
         if format == "gptq":
             block = sum(n * m // 2 + n // group_size * m * 5 // 2 + 4 * n for n, m in self.linears())
             return self.num_hidden_layers * block + rest
@@ -102,10 +106,12 @@ LLAMA_2 = {"7B": Shape(4096, 11008, 32), "13B": Shape(5120, 13824, 40)}
 class Step:
     """One step of the article on one tier.
 
-    number: 1 to 4. model: "7B" or "13B", the Llama-2 that the step is about. format: how the weights are stored, one of FORMATS.
+    number: 1 to 4, or 0 for a variant, whose key in VARIANTS is ``name``. model: "7B" or "13B", the Llama-2 that the step is about. format: how the weights are stored, one of FORMATS.
     dtype: type of the activations (for GPTQ on a GPU only, see helpers.loading.load_arguments). hub, embedded: the step's checkpoint
     on these tiers. tier: the chosen one of helpers.tiers.TIERS, or "own" for another checkpoint of the reader's. checkpoint: the Hub
-    id or folder that is loaded. note: why it is this one, in a sentence, where that needs saying.
+    id or folder that is loaded. note: why it is this one, in a sentence, where that needs saying. detail: what a variant changes, in
+    words. threshold: from which size on LLM.int8() computes an input in 16 bits (0: none). kernel: gptqmodel's name of the kernel that
+    is asked for, "" for its own choice.
     """
 
     number: int
@@ -118,6 +124,15 @@ class Step:
     checkpoint: str = ""
     revision: str = "main"
     note: str = ""
+    name: str = ""
+    detail: str = ""
+    threshold: float = 6.0
+    kernel: str = ""
+
+    @property
+    def key(self):
+        """What ``get_step`` was asked for: the number, or a variant's name."""
+        return self.name or self.number
 
     @property
     def title(self):
@@ -125,7 +140,7 @@ class Step:
         model = self.model
         if self.tier in ("embedded", "own"):
             model = Path(self.checkpoint).name.removesuffix("-gptq")
-        return f"{model} {FORMATS[self.format]}"
+        return " ".join(filter(None, [model, FORMATS[self.format], self.detail]))
 
     @property
     def shape(self):
@@ -153,11 +168,21 @@ STEPS = {
     3: Step(3, "7B", "gptq", "float16", "TheBloke/Llama-2-7b-Chat-GPTQ", "small-gptq"),
     4: Step(4, "13B", "gptq", "float16", "TheBloke/Llama-2-13B-GPTQ", "large-gptq"),
 }
+KERNELS = ("torch", "torch_aten", "triton", "exllama_v2", "marlin")  # for 4-bit GPTQ; torch_aten for CPUs, the last three for GPUs
+VARIANTS = {  # each changes one thing of one of the four
+    "int8-no-outliers": replace(STEPS[1], detail="without outliers", threshold=0.0),
+    "fp16": replace(STEPS[2], format="fp16", dtype="float16"),
+    "nf4": replace(STEPS[1], format="nf4"),
+    **{f"gptq-{kernel}": replace(STEPS[3], detail=f"({kernel})", kernel=kernel) for kernel in KERNELS},
+    "13b-bf16": replace(STEPS[2], model="13B", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
+    "13b-int8": replace(STEPS[1], model="13B", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
+    "13b-nf4": replace(STEPS[1], model="13B", format="nf4", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
+}
 LIKE_FOR_LIKE = ("TheBloke/Llama-2-7B-GPTQ",)  # the base model's GPTQ twin, where the article took the chat model
 
 
 def get_step(number, tier=None, checkpoint=None, revision="main"):
-    """Return step ``number`` (1 to 4) with the checkpoint that this machine can use.
+    """Return step ``number`` (1 to 4, or a name in VARIANTS) with the checkpoint that this machine can use.
 
     tier: one of helpers.tiers.TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load
     instead of the tier's, in the same format; its tier is "own", unless it is one of LIKE_FOR_LIKE. Raises UnknownStepError,
@@ -165,9 +190,13 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
     """
     from helpers import access, tiers
 
-    if number not in STEPS:
-        raise UnknownStepError(f"There is no step {number!r}: the article has steps {', '.join(map(str, STEPS))}.")
-    step = STEPS[number]
+    if number in VARIANTS:
+        step = replace(VARIANTS[number], number=0, name=number)
+    elif number in STEPS:
+        step = STEPS[number]
+    else:
+        known = f"the article has steps {', '.join(map(str, STEPS))}, and this course adds {', '.join(VARIANTS)}"
+        raise UnknownStepError(f"There is no step {number!r}: {known}.")
     tier, note = tiers.choose_tier(tier)
     if checkpoint is not None:
         if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
@@ -195,7 +224,7 @@ def describe(step):
     if step.note:
         print(step.note)
     rows = {
-        "step": f"{step.number}: {step.title}",
+        "step": f"{step.key}: {step.title}",
         "tier": step.tier,
         "checkpoint": Path(step.checkpoint).name if step.is_folder else step.checkpoint,
         "stands in for": "itself" if step.tier == "hub" else f"Llama-2 {step.model}",

@@ -1,6 +1,6 @@
 """How long did ``generate`` take, and where did the time go?
 
-Greedy decoding, batch 1, exactly ``new_tokens`` new tokens. TTFT, TPOT and decode rate are defined as vLLM's and
+Greedy decoding, exactly ``new_tokens`` new tokens, batch 1 unless said otherwise. TTFT, TPOT and decode rate are defined as vLLM's and
 transformers' own benchmarks define them (https://docs.vllm.ai, https://huggingface.co/docs/transformers).
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 
 from helpers import checks, memory
-from helpers.article import NEW_TOKENS, PROMPT
+from helpers.article import NEW_TOKENS, PROMPT, ROOT
 from helpers.errors import PromptError, TokenCountError
 from helpers.words import seconds
 
@@ -53,7 +53,7 @@ class Call:
 class Timing:
     """What was measured on one loaded model: the cold call by itself, the warm repeats by themselves.
 
-    prompt_tokens: tokens of the prompt, begin-of-sequence included. text: the completion. peak_gpu_*: bytes, None without a GPU.
+    prompt_tokens: tokens of the prompt, begin-of-sequence included. batch: sequences at a time. text: the first one's completion. peak_gpu_*: bytes, None without a GPU.
     peak_rss: highest resident set of the process so far, in bytes.
     """
 
@@ -67,6 +67,7 @@ class Timing:
     peak_gpu_reserved: int | None = None
     peak_rss: int | None = None
     token_ids: list[int] = field(default_factory=list)
+    batch: int = 1
 
     def median(self, quantity):
         """Median of ``quantity`` (a field or property of Call) over the warm repeats; None if it was not measured."""
@@ -100,16 +101,18 @@ class Timing:
 
 
 def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
-    """Return the prompt's token ids, shape (1, prompt tokens), on the model's device.
+    """Return the prompt's token ids, shape (1, prompt tokens), on the model's device. Ids, shape (batch, tokens), stay as they are.
 
     Raises PromptError if the prompt is empty or does not fit into the context with the new tokens, TokenCountError if
     ``new_tokens`` is not a positive whole number.
     """
     if not isinstance(new_tokens, int) or isinstance(new_tokens, bool) or new_tokens < 1:
         raise TokenCountError(f"new_tokens is {new_tokens!r}: ask for a whole number of tokens, 1 or more.")
-    if not isinstance(prompt, str) or not prompt:
-        raise PromptError("The prompt is empty: give a text to go on from.")
-    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
+    if isinstance(prompt, str):
+        prompt = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None
+    if prompt is None or prompt.ndim != 2 or not prompt.numel():
+        raise PromptError("The prompt is empty: give a text to go on from, or token ids of shape (batch, tokens).")
+    ids = prompt.to(model.device)
     context = model.config.max_position_embeddings
     if ids.shape[1] + new_tokens > context:
         raise PromptError(
@@ -119,9 +122,23 @@ def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
     return ids
 
 
-def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
-    """Call ``model.generate`` once and return (Call, new token ids as a list of int).
+def prompt_ids(model, tokenizer, tokens, batch=1):
+    """Return token ids, shape (batch, ``tokens``): begin-of-sequence, then a stretch of held-out text, another one for each sequence."""
+    import torch
 
+    if min(tokens, batch) < 1:
+        raise PromptError(f"A prompt of {tokens} tokens, {batch} at a time, makes no sense: ask for 1 or more.")
+    text = (ROOT / "data" / "text" / "heldout.txt").read_text(encoding="utf-8")
+    ids = tokenizer(" ".join(text.split()), add_special_tokens=False).input_ids
+    ids = ids * (batch * tokens // len(ids) + 1)  # longer than the text: begin it again
+    rows = [[tokenizer.bos_token_id, *ids[n * tokens : (n + 1) * tokens - 1]] for n in range(batch)]
+    return torch.tensor(rows, device=model.device)
+
+
+def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **options):
+    """Call ``model.generate`` once and return (Call, new token ids as a list of int, of the first sequence).
+
+    prompt: a text, or token ids of shape (batch, tokens). options: what else ``generate`` is to be told, e.g. cache_implementation.
     On a GPU the clock waits for its work at the start, after the first token's logits and at the end, and nowhere between.
     """
     import torch
@@ -156,6 +173,7 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
             max_new_tokens=new_tokens,
             pad_token_id=tokenizer.eos_token_id,
             logits_processor=LogitsProcessorList([mark_first_token]),
+            **options,
         )
         synchronise()
     except (RuntimeError, MemoryError) as error:
@@ -173,9 +191,10 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
     return Call(user_end - user, system_end - system, end - start, first[0] - start, len(new)), new
 
 
-def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, warmups=WARMUPS, repeats=REPEATS):
+def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, warmups=WARMUPS, repeats=REPEATS, **options):
     """Measure ``generate`` and return a Timing: one cold call, ``warmups`` calls that are thrown away, ``repeats`` warm calls.
 
+    prompt, options: as for ``generate_once``.
     cold: what ``generate_once`` returned for the first call after loading; without it, the first call made here counts as cold.
     Memory peaks are those since the cold call (GPU) and of the process so far (host); reading them costs no time in between.
     """
@@ -184,17 +203,19 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
 
     if warmups < 0 or repeats < 0:
         raise TokenCountError(f"warmups is {warmups} and repeats is {repeats}: both must be 0 or more.")
-    cold, ids = cold or generate_once(model, tokenizer, prompt, new_tokens)
+    cold, ids = cold or generate_once(model, tokenizer, prompt, new_tokens, **options)
+    inputs = tokenise(model, tokenizer, prompt, new_tokens)
     on_gpu = model.device.type == "cuda"
     gpus = range(torch.cuda.device_count()) if on_gpu else ()
     for gpu in gpus:
         torch.cuda.reset_peak_memory_stats(gpu)
-    calls = [generate_once(model, tokenizer, prompt, new_tokens)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
+    calls = [generate_once(model, tokenizer, prompt, new_tokens, **options)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
     return Timing(
         cold=cold,
         warm=calls[warmups:],
-        prompt=prompt,
-        prompt_tokens=tokenise(model, tokenizer, prompt, new_tokens).shape[1],
+        prompt=prompt if isinstance(prompt, str) else tokenizer.decode(inputs[0], skip_special_tokens=True),
+        prompt_tokens=inputs.shape[1],
+        batch=inputs.shape[0],
         new_tokens=new_tokens,
         text=tokenizer.decode(ids, skip_special_tokens=True),
         token_ids=ids,

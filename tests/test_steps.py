@@ -82,7 +82,7 @@ def test_own_checkpoint_folder():
 
 
 def test_unknown_format():
-    with pytest.raises(UnknownFormatError, match="bf16, int8, gptq"):
+    with pytest.raises(UnknownFormatError, match="bf16, fp16, int8, nf4, gptq"):
         steps.LLAMA_2["7B"].weight_bytes("int3")
 
 
