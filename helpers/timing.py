@@ -110,7 +110,7 @@ def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
         raise TokenCountError(f"new_tokens is {new_tokens!r}: ask for a whole number of tokens, 1 or more.")
     if isinstance(prompt, str):
         prompt = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None
-    if prompt is None or prompt.ndim != 2 or not prompt.numel():
+    if getattr(prompt, "ndim", 0) != 2 or not prompt.numel():
         raise PromptError("The prompt is empty: give a text to go on from, or token ids of shape (batch, tokens).")
     ids = prompt.to(model.device)
     context = model.config.max_position_embeddings
