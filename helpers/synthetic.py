@@ -1,84 +1,136 @@
 """Write checkpoints of Llama-2's shapes with random weights: real sizes, timings and kernels, without licence and download.
 
+    python -m helpers.synthetic 7B gptq
+    python -m helpers.synthetic 1.3B bf16 --layers 12
+
 What such a model writes has no sense. Eight channels of each norm are scaled up, so that the layers behind it see outliers as
 those of trained models do: without any, LLM.int8() would skip its 16-bit part and look faster than it is. The tokeniser is the
 embedded models', whose tokens are a part of the vocabulary.
 """
 
+import argparse
 import json
 import os
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from helpers.article import ROOT
 from helpers.checks import LINEARS
-from helpers.errors import CheckpointError, NotEnoughMemoryError
-from helpers.steps import CHECKPOINTS, LLAMA_2
+from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError, UnknownStepError
+from helpers.steps import CHECKPOINTS, LLAMA_2, Shape
 
 GROUP_SIZE = 128
 STD = 0.02  # of the weights, as in Llama's initialisation: activations stay finite in 16 bits
+POOL = 4_194_301  # random numbers drawn; a prime, so that repeating them never lines up with a matrix's rows
+SHAPES = {  # between the course's small models and Llama-2: https://arxiv.org/abs/2310.06694 (Sheared LLaMA)
+    "1.3B": Shape(2048, 5504, 24),
+    "2.7B": Shape(2560, 6912, 32),
+    **LLAMA_2,
+}
 
 
-def folder(model, format):
-    """Return the folder of the synthetic checkpoint for ``model`` ("7B", "13B") and ``format``, written now if it is not there yet.
+def folder(model, format, layers=None):
+    """Return the folder of the synthetic checkpoint for ``model`` (a key of SHAPES) and ``format``, written now if it is not there yet.
 
-    It lies in the environment variable SYNTHETIC_DIR, by default ``synthetic/`` in the project. int8 is made while loading, so it
-    shares bf16's files.
+    It lies in the environment variable SYNTHETIC_DIR, by default ``synthetic/`` in the project. int8 and nf4 are made while loading,
+    so they share bf16's files. layers: another number of blocks than the model has. Raises UnknownStepError, CheckpointError or
+    NotEnoughMemoryError.
     """
+    if model not in SHAPES:
+        raise UnknownStepError(f"There is no size {model!r}: choose one of {', '.join(SHAPES)}.")
+    if layers is not None and layers < 1:
+        raise UnknownStepError(f"A model of {layers} layers makes no sense: ask for 1 or more.")
     stored = "gptq" if format == "gptq" else "bf16"
+    shape = LLAMA_2.get(model, SHAPES[model])
+    shape = replace(shape, num_hidden_layers=layers or shape.num_hidden_layers)
     parent = ROOT / (os.environ.get("SYNTHETIC_DIR") or "synthetic")  # a relative path counts from the project
-    path = parent / f"llama-2-{model.lower()}-{stored}"
+    path = parent / f"llama-2-{model.lower()}{f'-{layers}-layers' if layers else ''}-{stored}"
     if not path.is_dir():
-        write(LLAMA_2[model], stored, path)
+        write(shape, stored, path)
     return path
 
 
 def write(shape, format, path, seed=0):
     """Write a checkpoint of ``shape`` in ``format`` ("bf16", or "gptq" in AutoGPTQ's v1 layout) to the folder ``path``.
 
-    One block of the model is in memory at a time. All blocks have the same random values. The folder gets its name only when it is
-    complete, so a write that was cut off leaves nothing that looks finished. Raises NotEnoughMemoryError if the disk is too full.
+    One block of the model is in memory, at most 2 GB at Llama-2 13B's size. All blocks have the same random values. The folder gets
+    its name only when it is complete, so a write that was cut off leaves nothing that looks finished. Raises CheckpointError if the
+    folder exists or the shape cannot be written, NotEnoughMemoryError if the disk is too full.
     """
-    import torch
-    from safetensors.torch import save_file
-    from tqdm.auto import tqdm
+    from safetensors import SafetensorError
 
     path = Path(path)
     if path.exists():
         raise CheckpointError(f"{path} exists already: delete it first to write it again.")
+    if shape.hidden_size % 128 or shape.intermediate_size % 128:
+        raise CheckpointError("The sizes of a synthetic model are multiples of 128: the width of a head, and of a group of GPTQ.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     need, free = shape.weight_bytes(format), shutil.disk_usage(path.parent).free
     if need > 0.98 * free:
         raise NotEnoughMemoryError(
             f"{path.name} takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB of the disk are free: make room, or set SYNTHETIC_DIR to another disk."
         )
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    try:
+        _write_files(shape, format, partial, seed, f"writing {path.name}")
+    except (OSError, SafetensorError) as error:
+        said = f"{path.name} could not be written ({error}): make room, or set SYNTHETIC_DIR to another disk."
+        raise NotEnoughMemoryError(said) from None
+    finally:
+        if sys.exc_info()[0]:  # stopped, by an error or by the reader: what is there is of no use
+            shutil.rmtree(partial, ignore_errors=True)
+    partial.rename(path)
+
+
+def _write_files(shape, format, folder, seed, description):
+    """Write all files of a checkpoint: two shards a block (its attention, its MLP), then norm, embedding table and head."""
+    import torch
+    from safetensors.torch import save_file
+    from tqdm.auto import tqdm
+
     random = torch.Generator().manual_seed(seed)
     dtype = torch.float16 if format == "gptq" else torch.bfloat16
-    h, vocab = shape.hidden_size, shape.vocab_size
-
-    def normal(*size):
-        return (torch.randn(*size, generator=random) * STD).to(dtype)
-
-    linear = _gptq_linear if format == "gptq" else lambda n, m, random: {"weight": normal(m, n)}
-    block = {f"{name}.{part}": t for name, (n, m) in zip(LINEARS, shape.linears()) for part, t in linear(n, m, random).items()}
+    h, count = shape.hidden_size, 2 * shape.num_hidden_layers + 2
+    pool = (torch.randn(POOL, generator=random) * STD).to(dtype)
     norm = torch.ones(h, dtype=dtype)
     norm[:: h // 8] = 8.0
-    block |= {f"{name}.weight": norm.clone() for name in ("input_layernorm", "post_attention_layernorm")}
-    outer = {"model.embed_tokens.weight": normal(vocab, h), "model.norm.weight": torch.ones(h, dtype=dtype), "lm_head.weight": normal(vocab, h)}
-    weight_map, count = {}, shape.num_hidden_layers + 1
-    for number in tqdm(range(count), desc=f"writing {path.name}, {need / 1e9:.1f} GB"):
-        tensors = outer if number == count - 1 else {f"model.layers.{number}.{name}": t for name, t in block.items()}
-        shard = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-        save_file(tensors, partial / shard, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, shard)
-    _write_json(partial / "model.safetensors.index.json", {"metadata": {"total_size": need}, "weight_map": weight_map})
-    _write_json(partial / "config.json", _config(shape, format))
+    names = {linear: size for linear, size in zip(LINEARS, shape.linears())}
+    weight_map = {}
+
+    def normal(rows, columns):
+        return pool.repeat(rows * columns // POOL + 1)[: rows * columns].view(rows, columns)
+
+    def parts(half, norm_name):
+        """The tensors of one half of a block, by their names within the block."""
+        linears = {name: size for name, size in names.items() if name.startswith(half)}
+        if format == "gptq":
+            tensors = {f"{name}.{part}": t for name, size in linears.items() for part, t in _gptq_linear(*size, random).items()}
+        else:
+            tensors = {f"{name}.weight": normal(outputs, inputs) for name, (inputs, outputs) in linears.items()}
+        return tensors | {f"{norm_name}.weight": norm}
+
+    def save(tensors):
+        shard = f"model-{len(set(weight_map.values())) + 1:05d}-of-{count:05d}.safetensors"
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, shard))
+        bar.update(sum(t.nbytes for t in tensors.values()))
+
+    with tqdm(total=shape.weight_bytes(format), desc=description, unit="B", unit_scale=True) as bar:
+        for half, norm_name in (("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")):
+            tensors = parts(half, norm_name)
+            for number in range(shape.num_hidden_layers):
+                save({f"model.layers.{number}.{name}": t for name, t in tensors.items()})
+            del tensors
+        save({"model.embed_tokens.weight": normal(shape.vocab_size, h), "model.norm.weight": torch.ones(h, dtype=dtype)})
+        save({"lm_head.weight": normal(shape.vocab_size, h)})
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": shape.weight_bytes(format)}, "weight_map": weight_map})
+    _write_json(folder / "config.json", _config(shape, format))
     for file in (CHECKPOINTS / "small").glob("*token*.json"):
-        shutil.copy(file, partial)
-    partial.rename(path)
+        shutil.copy(file, folder)
 
 
 def _gptq_linear(inputs, outputs, random):
@@ -87,7 +139,7 @@ def _gptq_linear(inputs, outputs, random):
 
     groups = inputs // GROUP_SIZE
     return {
-        "qweight": torch.randint(-(2**31), 2**31, (inputs // 8, outputs), generator=random, dtype=torch.int64).to(torch.int32),
+        "qweight": torch.randint(-(2**31), 2**31 - 1, (inputs // 8, outputs), generator=random, dtype=torch.int32),
         "qzeros": torch.full((groups, outputs // 8), 0x77777777, dtype=torch.int32),
         "scales": torch.full((groups, outputs), STD / 4.61, dtype=torch.float16),  # 4.61: standard deviation of 0 … 15
         "g_idx": torch.arange(inputs, dtype=torch.int32) // GROUP_SIZE,
@@ -121,3 +173,27 @@ def _config(shape, format):
 
 def _write_json(path, content):
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments=None):
+    """The command: write one checkpoint and say where it lies; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.synthetic", description="Write a checkpoint with random weights.")
+    parser.add_argument("model", help=f"size: {', '.join(SHAPES)}")
+    parser.add_argument("format", choices=("bf16", "gptq"), help="8-bit, fp16 and NF4 are loaded from bf16's files")
+    parser.add_argument("--layers", type=int, help="another number of blocks than the model has")
+    given = parser.parse_args(arguments)
+    try:
+        path = folder(given.model, given.format, given.layers)
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 2
+    size = sum(file.stat().st_size for file in path.iterdir())
+    print(f"{path}: {size:,} bytes. The weights are random: timings are real, the text has no sense.")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: what was written is deleted.")
