@@ -1,0 +1,350 @@
+"""Measure steps so that they can be compared: each in a process of its own, in turns, with the bandwidth of the memory beside it.
+
+    python -m helpers.benchmark                                        # the article's four steps
+    python -m helpers.benchmark 1 int8-no-outliers fp16 2 3 4 --rounds 3
+    python -m helpers.benchmark 2 3 --prompt-tokens 8 64 128 --batch 1 4
+    python -m helpers.benchmark 1 2 3 --size 1.3B                      # random weights of that size, see helpers.synthetic
+
+Every result is a row of the ledger. Interrupted, the same command goes on with what is missing.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from itertools import product
+
+from helpers import ledger, steps, tiers, timing
+from helpers.article import NEW_TOKENS, PROMPT, ROOT
+from helpers.errors import CourseError, PromptError, TokenCountError
+
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: one step, loaded once and measured with every prompt length and batch size.
+
+    key: see steps.get_step. size: a key of synthetic.SHAPES, or "" for the tier's own checkpoint; layers: as many of its blocks, or None.
+    prompt_tokens: lengths of prompts of held-out text; None stands for the article's prompt.
+    """
+
+    key: int | str
+    tier: str
+    size: str = ""
+    layers: int | None = None
+    prompt_tokens: tuple = (None,)
+    batches: tuple = (1,)
+    new_tokens: int = NEW_TOKENS
+    warmups: int = timing.WARMUPS
+    repeats: int = timing.REPEATS
+    device: str | None = None
+    round: int = 1
+
+    @property
+    def name(self):
+        """Which job of a run it is."""
+        return f"{self.key} {self.size} {self.layers or ''} round {self.round}"
+
+    def step(self):
+        """The Step to load; a synthetic size takes the place of the article's."""
+        step = steps.get_step(self.key, tier=self.tier)
+        if self.size:
+            from helpers import synthetic
+
+            folder = synthetic.folder(self.size, step.format, self.layers)
+            model = self.size if not self.layers else f"{self.size} cut to {self.layers} layers"
+            step = replace(step, number=0, name=str(self.key), model=model, tier="synthetic", checkpoint=str(folder))
+        return step
+
+
+@dataclass
+class Run:
+    """What ``run`` returns. rows: ledger rows, oldest first. problems: {job: the sentence that says why it was not measured}.
+
+    busy: the most processor cores that other programs were using when a step began.
+    """
+
+    id: str
+    rows: list = field(default_factory=list)
+    problems: dict = field(default_factory=dict)
+    busy: float = 0.0
+
+
+def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **options):
+    """Measure the steps ``keys`` and return a Run; each row is appended to the ledger at ``path`` as soon as it is there.
+
+    rounds: how often each step is measured, in turns with the others, each time in a new process. sizes, and options: see Job. A run that
+    was interrupted goes on when it is asked for again with the same arguments. Raises CourseError for what cannot be asked for; a step that
+    cannot run here is left out, and Run.problems says why.
+    """
+    from tqdm.auto import tqdm
+
+    if rounds < 1 or min([*options.get("batches", (1,)), *(n for n in options.get("prompt_tokens", ()) if n is not None)], default=1) < 1:
+        raise PromptError("Rounds, batch sizes and prompt lengths are 1 or more.")
+    if options.get("repeats", 1) < 1 or options.get("warmups", 0) < 0:
+        raise TokenCountError("A benchmark needs at least 1 repeat, and no fewer than 0 warm-ups.")
+    for key in keys:
+        steps.get_step(key, tier="embedded")  # an unknown one is said before anything runs
+    tier = tiers.choose_tier(tier)[0]
+    jobs = [Job(key, tier, size, round=n, **options) for n, size, key in product(range(1, rounds + 1), sizes, keys)]
+    id, rows = _begin(jobs, path)
+    found, done = Run(id, rows), {row["job"] for row in rows}
+    todo = [job for job in jobs if job.name not in done]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="benchmark") as bar:
+        for job in todo:
+            bar.set_description(f"{job.key} {job.size}".strip())
+            if not any(found.problems.get(other.name) for other in jobs if (other.key, other.size) == (job.key, job.size)):
+                busy = _busy_cores()
+                if busy > 0.3 and not found.busy:
+                    tqdm.write(f"Other programs keep {busy:.1f} cores busy: figures of a CPU will be far too slow. Close them and measure again.")
+                found.busy = max(found.busy, busy)
+                new, problem = _in_a_process(job)
+                problem = problem or next(filter(None, (refusal(row, found.rows + new) for row in new)), "")
+                if problem:
+                    found.problems[job.name] = problem
+                for row in new if not problem else ():
+                    found.rows.append(row | {"run": id, "job": job.name, "round": job.round, "busy_cores_before": busy, "command": _command(job, keys, rounds)})
+                    ledger.append(found.rows[-1], path)
+            bar.update()
+    return found
+
+
+def refusal(row, rows):
+    """Why ``row`` cannot be right: a token faster than its bytes can be read, at the best bandwidth seen in ``rows``; "" if nothing is wrong."""
+    bandwidth = max(r["bandwidth_bytes_per_s"] for r in [row, *rows] if r["device"] == row["device"] and (r is row or _working_set(r) == _working_set(row)))
+    floor = row["floor_bytes"] / bandwidth
+    fastest = min(min(call["wall"] - call["ttft"] for call in row["warm"]) / max(row["new_tokens"] - 1, 1), row["warm_ttft_s"])
+    if row["new_tokens"] > 1 and fastest < floor:
+        return (
+            f"{row['title']}: {fastest * 1e3:.3g} ms a token is less than the {floor * 1e3:.3g} ms that reading its {row['floor_bytes']:,} bytes takes at "
+            f"{bandwidth / 1e9:.1f} GB/s. This is an error of the measurement, so it was not written down: run it again when the machine is quiet."
+        )
+    return ""
+
+
+def measure(job):
+    """Do ``job`` in this process and return its rows (list of dict), one for each prompt length and batch size."""
+    import time
+
+    import torch
+
+    from helpers import bandwidth, loading, memory, profiling
+
+    step = job.step()
+    size, device = step.shape.read_bytes(step.format), tiers.get_device(job.device)
+    speed = bandwidth.measure(device, size)
+    started = time.perf_counter()
+    model, tokenizer = loading.load(step, job.device)
+    load_s, load_peak, rows = time.perf_counter() - started, timing._peak_rss(), []
+    for tokens, batch in product(job.prompt_tokens, job.batches):
+        prompt = PROMPT if tokens is None else timing.prompt_ids(model, tokenizer, tokens, batch)
+        if tokens is None and batch > 1:
+            prompt = timing.tokenise(model, tokenizer).repeat(batch, 1)
+        before = _loaded()
+        cold = timing.generate_once(model, tokenizer, prompt, job.new_tokens)
+        new = _loaded() - before
+        result = timing.measure(model, tokenizer, prompt, job.new_tokens, cold, job.warmups, job.repeats)
+        cache = batch * step.shape.kv_bytes_per_token * (result.prompt_tokens + job.new_tokens / 2)
+        rows.append(ledger.make_row(step, result, model) | {
+            "load_s": load_s,
+            "peak_rss_loading_bytes": load_peak,
+            "modules_loaded_by_first_call": sum(kind == "module" for kind, _ in new),
+            "libraries_loaded_by_first_call": sum(kind == "library" for kind, _ in new),
+            "threads": torch.get_num_threads(),
+            "floor_bytes": int(size + cache),  # weights and the cache at half of the answer: what one decode step reads
+        })  # fmt: skip
+        rows[-1]["peak_generating_bytes"] = memory.peak(device, lambda: timing.generate_once(model, tokenizer, prompt, job.new_tokens))  # noqa: B023
+    ids = timing.tokenise(model, tokenizer)
+    with torch.no_grad():
+        if not model(ids).logits.isfinite().all():
+            raise CourseError(f"{step.title}: the model's output is not finite, so nothing measured on it counts.")
+    operations = profiling.decode_step(model, ids)
+    del model
+    speed = max(speed, bandwidth.measure(device, size))
+    return [row | {"bandwidth_bytes_per_s": speed, "floor_tpot_s": row["floor_bytes"] / speed, "operations_s": operations} for row in rows]
+
+
+def pool(rows):
+    """Return {(step's key, model, prompt tokens, batch): one dict} of ``rows``, with the warm calls of all rounds together.
+
+    Each is its newest row, with cold_wall_s and the other cold figures the median of the rounds, and wall, TTFT and TPOT those of all
+    warm calls; floor_tpot_s is at the best bandwidth of the rounds; over_floor is TPOT / floor.
+    """
+    from statistics import median
+
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["variant"] or row["step"], row["title"], row["prompt_tokens"], row["batch"]), []).append(row)
+    pooled = {}
+    for key, group in groups.items():
+        calls = [timing.Call(**call) for row in group for call in row["warm"]]
+        tpot = median(call.tpot for call in calls) if group[-1]["new_tokens"] > 1 else None
+        floor = min(row["floor_tpot_s"] for row in group)
+        pooled[key] = group[-1] | {name: median(row[name] for row in group) for name in ("wall_s", "ttft_s", "user_s", "sys_s", "cpu_total_s", "load_s")} | {
+            "warm": [asdict(call) for call in calls],
+            "warm_wall_s": median(call.wall for call in calls),
+            "warm_ttft_s": median(call.ttft for call in calls),
+            "warm_cpu_total_s": median(call.cpu_total for call in calls),
+            "tpot_s": tpot,
+            "decode_tokens_per_s": group[-1]["batch"] / tpot if tpot else None,
+            "floor_tpot_s": floor,
+            "over_floor": tpot / floor if tpot else None,
+            "rounds": len(group),
+        }  # fmt: skip
+    return pooled
+
+
+def table(rows):
+    """Return a table (pandas.DataFrame) of benchmark ``rows``, one line for each step, prompt length and batch, rounds pooled."""
+    import pandas as pd
+
+    from helpers.words import seconds
+
+    lines = [
+        {
+            "step": row["title"],
+            "prompt": row["prompt_tokens"],
+            "batch": row["batch"],
+            "load": seconds(row["load_s"]),
+            "first call": seconds(row["wall_s"]),
+            "warm call": seconds(row["warm_wall_s"]),
+            "TTFT": seconds(row["warm_ttft_s"]),
+            "TPOT": seconds(row["tpot_s"]),
+            "tokens/s": "-" if row["tpot_s"] is None else f"{row['decode_tokens_per_s']:,.1f}",
+            "floor": seconds(row["floor_tpot_s"]),
+            "TPOT / floor": "-" if row["tpot_s"] is None else f"{row['over_floor']:.1f}",
+            "peak memory": f"{row['peak_generating_bytes'] / 1e9:.2f} GB",
+            "kernel": row["layer_class"],
+        }
+        for row in pool(rows).values()
+    ]
+    return pd.DataFrame(lines).set_index("step") if lines else pd.DataFrame()
+
+
+def _begin(jobs, path):
+    """(id, rows) of the run to go on with: the ledger's last one of the same jobs, if it is not complete; else a new id and no rows."""
+    what = json.dumps([asdict(job) for job in jobs] + [{name: ledger.installed(name) for name in ledger.PACKAGES}], default=str)
+    mark = hashlib.sha256(what.encode()).hexdigest()[:8]
+    device = tiers.device_name(jobs[0].device)
+    earlier = [row for row in ledger.read(path) if str(row.get("run", "")).endswith(mark) and row["device"] == device]
+    last = [row for row in earlier if row["run"] == earlier[-1]["run"]]
+    if last and {row["job"] for row in last} != {job.name for job in jobs}:
+        return last[-1]["run"], last
+    return f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}-{mark}", []
+
+
+def _in_a_process(job):
+    """(rows, problem) of ``job``, measured in a new process; problem is a sentence, or ""."""
+    command = [sys.executable, "-m", "helpers.benchmark", "--job", json.dumps(asdict(job))]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
+        try:
+            out, errors = worker.communicate()
+        except BaseException:
+            worker.kill()
+            raise
+    with contextlib.suppress(ValueError, IndexError):
+        answer = json.loads(out.splitlines()[-1])
+        return answer["rows"], answer["problem"]
+    if worker.returncode < 0:
+        return [], f"{job.key}: its process was ended by signal {-worker.returncode}, most likely because the memory ran out."
+    return [], f"{job.key}: its process failed: {(errors.strip() or 'it said nothing').splitlines()[-1]}"
+
+
+def _do(job):
+    """The process of one job: print its rows, or its problem, as one line of JSON."""
+    rows, problem = [], ""
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            rows = measure(Job(**job | {name: tuple(job[name]) for name in ("prompt_tokens", "batches")}))
+        except CourseError as error:
+            problem = str(error)
+        except Exception as error:  # a compiler that is missing, a kernel that refuses: other steps go on
+            problem = f"{job['key']}: {type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    print(json.dumps({"rows": rows, "problem": problem}))
+
+
+def _command(job, keys, rounds):
+    """The command line that measures the same."""
+    options = {"--tier": [job.tier], "--rounds": [rounds], "--new-tokens": [job.new_tokens], "--warmups": [job.warmups], "--repeats": [job.repeats]}
+    options["--batch"] = job.batches
+    options["--prompt-tokens"] = ["article" if n is None else n for n in job.prompt_tokens]
+    options |= {name: [value] for name, value in (("--size", job.size), ("--layers", job.layers), ("--device", job.device)) if value}
+    words = [str(word) for name, values in options.items() for word in (name, *values)]
+    return shlex.join(["python", "-m", "helpers.benchmark", *map(str, keys), *words])
+
+
+def _busy_cores():
+    """How many cores are busy now, before our own process starts."""
+    import psutil
+
+    return psutil.cpu_percent(interval=0.3) / 100 * psutil.cpu_count()
+
+
+def _working_set(row):
+    from helpers.bandwidth import LARGEST
+
+    return min(row["floor_bytes"] // 2**20, LARGEST // 2**20)
+
+
+def _loaded():
+    """{("module", name)} and {("library", path)} of what this process has loaded by now."""
+    found = {("module", name) for name in list(sys.modules)}
+    with contextlib.suppress(OSError):  # Linux only
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            found |= {("library", line.split()[-1]) for line in maps if ".so" in line}
+    return found
+
+
+def main(arguments=None):
+    """The command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("steps", nargs="*", default=["1", "2", "3", "4"], help=f"1 to 4, or one of {', '.join(steps.VARIANTS)}")
+    parser.add_argument("--tier", choices=("auto", *tiers.TIERS))
+    parser.add_argument("--size", nargs="+", default=[""], help="sizes with random weights, e.g. 1.3B 2.7B, in place of the tier's models")
+    parser.add_argument("--layers", type=int, help="with --size: another number of blocks")
+    parser.add_argument("--prompt-tokens", nargs="+", default=["article"], help="lengths of the prompt; article: the article's")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="sequences at a time")
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
+    parser.add_argument("--warmups", type=int, default=timing.WARMUPS)
+    parser.add_argument("--repeats", type=int, default=timing.REPEATS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--device")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.job:
+        _do(json.loads(given.job))
+        return 0
+    try:
+        lengths = tuple(None if n == "article" else int(n) for n in given.prompt_tokens)
+        keys = [int(key) if key.isdigit() else key for key in given.steps]
+        found = run(
+            keys, given.tier, given.size, given.rounds, layers=given.layers, prompt_tokens=lengths, batches=tuple(given.batch), new_tokens=given.new_tokens,
+            warmups=given.warmups, repeats=given.repeats, device=given.device,
+        )  # fmt: skip
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ValueError:
+        print("--prompt-tokens takes whole numbers, or the word article.", file=sys.stderr)
+        return 2
+    if found.rows:
+        from helpers.plots import source
+
+        print(f"\n{source(found.rows[0])}\n{table(found.rows).to_string()}")
+    for sentence in dict.fromkeys(found.problems.values()):
+        print(f"Not measured: {sentence}")
+    print(f"{len(found.rows)} rows of run {found.id} are in {ledger.results_dir() / 'ledger.jsonl'}.")
+    return 0 if found.rows else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. What was measured is in the ledger; the same command goes on.")
