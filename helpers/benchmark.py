@@ -15,52 +15,16 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from itertools import product
 
-from helpers import ledger, steps, tiers, timing
-from helpers.article import NEW_TOKENS, PROMPT, ROOT
+from helpers import ledger, results, steps, tiers, timing
+from helpers.article import NEW_TOKENS, ROOT
 from helpers.errors import CourseError, PromptError, TokenCountError
+from helpers.job import Job
 
 ROUNDS = 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """One process: one step, loaded once and measured with every prompt length and batch size.
-
-    key: see steps.get_step. size: a key of synthetic.SHAPES, or "" for the tier's own checkpoint; layers: as many of its blocks, or None.
-    prompt_tokens: lengths of prompts of held-out text; None stands for the article's prompt.
-    """
-
-    key: int | str
-    tier: str
-    size: str = ""
-    layers: int | None = None
-    prompt_tokens: tuple = (None,)
-    batches: tuple = (1,)
-    new_tokens: int = NEW_TOKENS
-    warmups: int = timing.WARMUPS
-    repeats: int = timing.REPEATS
-    device: str | None = None
-    round: int = 1
-
-    @property
-    def name(self):
-        """Which job of a run it is."""
-        return f"{self.key} {self.size} {self.layers or ''} round {self.round}"
-
-    def step(self):
-        """The Step to load; a synthetic size takes the place of the article's."""
-        step = steps.get_step(self.key, tier=self.tier)
-        if self.size:
-            from helpers import synthetic
-
-            folder = synthetic.folder(self.size, step.format, self.layers)
-            model = self.size if not self.layers else f"{self.size} cut to {self.layers} layers"
-            step = replace(step, number=0, name=str(self.key), model=model, tier="synthetic", checkpoint=str(folder))
-        return step
 
 
 @dataclass
@@ -128,105 +92,6 @@ def refusal(row, rows):
     return ""
 
 
-def measure(job):
-    """Do ``job`` in this process and return its rows (list of dict), one for each prompt length and batch size."""
-    import time
-
-    import torch
-
-    from helpers import bandwidth, loading, memory, profiling
-
-    step = job.step()
-    size, device = step.shape.read_bytes(step.format), tiers.get_device(job.device)
-    speed = bandwidth.measure(device, size)
-    started = time.perf_counter()
-    model, tokenizer = loading.load(step, job.device)
-    load_s, load_peak, rows = time.perf_counter() - started, timing._peak_rss(), []
-    for tokens, batch in product(job.prompt_tokens, job.batches):
-        prompt = PROMPT if tokens is None else timing.prompt_ids(model, tokenizer, tokens, batch)
-        if tokens is None and batch > 1:
-            prompt = timing.tokenise(model, tokenizer).repeat(batch, 1)
-        before = _loaded()
-        cold = timing.generate_once(model, tokenizer, prompt, job.new_tokens)
-        new = _loaded() - before
-        result = timing.measure(model, tokenizer, prompt, job.new_tokens, cold, job.warmups, job.repeats)
-        cache = batch * step.shape.kv_bytes_per_token * (result.prompt_tokens + job.new_tokens / 2)
-        rows.append(ledger.make_row(step, result, model) | {
-            "load_s": load_s,
-            "peak_rss_loading_bytes": load_peak,
-            "modules_loaded_by_first_call": sum(kind == "module" for kind, _ in new),
-            "libraries_loaded_by_first_call": sum(kind == "library" for kind, _ in new),
-            "threads": torch.get_num_threads(),
-            "floor_bytes": int(size + cache),  # weights and the cache at half of the answer: what one decode step reads
-        })  # fmt: skip
-        rows[-1]["peak_generating_bytes"] = memory.peak(device, lambda: timing.generate_once(model, tokenizer, prompt, job.new_tokens))  # noqa: B023
-    ids = timing.tokenise(model, tokenizer)
-    with torch.no_grad():
-        if not model(ids).logits.isfinite().all():
-            raise CourseError(f"{step.title}: the model's output is not finite, so nothing measured on it counts.")
-    operations = profiling.decode_step(model, ids)
-    del model
-    speed = max(speed, bandwidth.measure(device, size))
-    return [row | {"bandwidth_bytes_per_s": speed, "floor_tpot_s": row["floor_bytes"] / speed, "operations_s": operations} for row in rows]
-
-
-def pool(rows):
-    """Return {(step's key, model, prompt tokens, batch): one dict} of ``rows``, with the warm calls of all rounds together.
-
-    Each is its newest row, with cold_wall_s and the other cold figures the median of the rounds, and wall, TTFT and TPOT those of all
-    warm calls; floor_tpot_s is at the best bandwidth of the rounds; over_floor is TPOT / floor.
-    """
-    from statistics import median
-
-    groups = {}
-    for row in rows:
-        groups.setdefault((row["variant"] or row["step"], row["title"], row["prompt_tokens"], row["batch"]), []).append(row)
-    pooled = {}
-    for key, group in groups.items():
-        calls = [timing.Call(**call) for row in group for call in row["warm"]]
-        tpot = median(call.tpot for call in calls) if group[-1]["new_tokens"] > 1 else None
-        floor = min(row["floor_tpot_s"] for row in group)
-        pooled[key] = group[-1] | {name: median(row[name] for row in group) for name in ("wall_s", "ttft_s", "user_s", "sys_s", "cpu_total_s", "load_s")} | {
-            "warm": [asdict(call) for call in calls],
-            "warm_wall_s": median(call.wall for call in calls),
-            "warm_ttft_s": median(call.ttft for call in calls),
-            "warm_cpu_total_s": median(call.cpu_total for call in calls),
-            "tpot_s": tpot,
-            "decode_tokens_per_s": group[-1]["batch"] / tpot if tpot else None,
-            "floor_tpot_s": floor,
-            "over_floor": tpot / floor if tpot else None,
-            "rounds": len(group),
-        }  # fmt: skip
-    return pooled
-
-
-def table(rows):
-    """Return a table (pandas.DataFrame) of benchmark ``rows``, one line for each step, prompt length and batch, rounds pooled."""
-    import pandas as pd
-
-    from helpers.words import seconds
-
-    lines = [
-        {
-            "step": row["title"],
-            "prompt": row["prompt_tokens"],
-            "batch": row["batch"],
-            "load": seconds(row["load_s"]),
-            "first call": seconds(row["wall_s"]),
-            "warm call": seconds(row["warm_wall_s"]),
-            "TTFT": seconds(row["warm_ttft_s"]),
-            "TPOT": seconds(row["tpot_s"]),
-            "tokens/s": "-" if row["tpot_s"] is None else f"{row['decode_tokens_per_s']:,.1f}",
-            "floor": seconds(row["floor_tpot_s"]),
-            "TPOT / floor": "-" if row["tpot_s"] is None else f"{row['over_floor']:.1f}",
-            "peak memory": f"{row['peak_generating_bytes'] / 1e9:.2f} GB",
-            "kernel": row["layer_class"],
-        }
-        for row in pool(rows).values()
-    ]
-    return pd.DataFrame(lines).set_index("step") if lines else pd.DataFrame()
-
-
 def _begin(jobs, path):
     """(id, rows) of the run to go on with: the ledger's last one of the same jobs, if it is not complete; else a new id and no rows."""
     what = json.dumps([asdict(job) for job in jobs] + [{name: ledger.installed(name) for name in ledger.PACKAGES}], default=str)
@@ -241,7 +106,7 @@ def _begin(jobs, path):
 
 def _in_a_process(job):
     """(rows, problem) of ``job``, measured in a new process; problem is a sentence, or ""."""
-    command = [sys.executable, "-m", "helpers.benchmark", "--job", json.dumps(asdict(job))]
+    command = [sys.executable, "-m", "helpers.job", json.dumps(asdict(job))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
         try:
             out, errors = worker.communicate()
@@ -254,19 +119,6 @@ def _in_a_process(job):
     if worker.returncode < 0:
         return [], f"{job.key}: its process was ended by signal {-worker.returncode}, most likely because the memory ran out."
     return [], f"{job.key}: its process failed: {(errors.strip() or 'it said nothing').splitlines()[-1]}"
-
-
-def _do(job):
-    """The process of one job: print its rows, or its problem, as one line of JSON."""
-    rows, problem = [], ""
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            rows = measure(Job(**job | {name: tuple(job[name]) for name in ("prompt_tokens", "batches")}))
-        except CourseError as error:
-            problem = str(error)
-        except Exception as error:  # a compiler that is missing, a kernel that refuses: other steps go on
-            problem = f"{job['key']}: {type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-    print(json.dumps({"rows": rows, "problem": problem}))
 
 
 def _command(job, keys, rounds):
@@ -292,15 +144,6 @@ def _working_set(row):
     return min(row["floor_bytes"] // 2**20, LARGEST // 2**20)
 
 
-def _loaded():
-    """{("module", name)} and {("library", path)} of what this process has loaded by now."""
-    found = {("module", name) for name in list(sys.modules)}
-    with contextlib.suppress(OSError):  # Linux only
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            found |= {("library", line.split()[-1]) for line in maps if ".so" in line}
-    return found
-
-
 def main(arguments=None):
     """The command; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__.split("\n", 1)[0])
@@ -315,11 +158,7 @@ def main(arguments=None):
     parser.add_argument("--repeats", type=int, default=timing.REPEATS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--device")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.job:
-        _do(json.loads(given.job))
-        return 0
     try:
         lengths = tuple(None if n == "article" else int(n) for n in given.prompt_tokens)
         keys = [int(key) if key.isdigit() else key for key in given.steps]
@@ -334,9 +173,7 @@ def main(arguments=None):
         print("--prompt-tokens takes whole numbers, or the word article.", file=sys.stderr)
         return 2
     if found.rows:
-        from helpers.plots import source
-
-        print(f"\n{source(found.rows[0])}\n{table(found.rows).to_string()}")
+        print(f"\n{results.where(found.rows[0])}\n{results.table(found.rows).to_string()}")
     for sentence in dict.fromkeys(found.problems.values()):
         print(f"Not measured: {sentence}")
     print(f"{len(found.rows)} rows of run {found.id} are in {ledger.results_dir() / 'ledger.jsonl'}.")

@@ -1,7 +1,7 @@
 """Where does the time go? Benchmark rows taken apart: first call and warm call, kinds of operation, and the change from step 1 to step 4."""
 
-from helpers import benchmark, plots, profiling
-from helpers.article import PROMPT
+from helpers import plots, profiling
+from helpers.results import by_step, where
 from helpers.words import seconds
 
 CHAIN = (  # (what changes, the step after it, which of its calls): one thing at a time from the article's step 1 to its step 4
@@ -19,17 +19,6 @@ STYLES = {  # kind of operation: (colour, hatch)
     "matrix products": ("#0072b2", ""), "quantise and dequantise": ("#e69f00", "///"), "conversion and copies": ("#56b4e9", "\\\\\\"),
     "attention": ("#009e73", "xx"), "other operations": ("#cc79a7", ".."), "Python and launching": ("#bbbbbb", "--"),
 }  # fmt: skip
-
-
-def by_step(rows):
-    """Return {step's key as text: pooled row} of benchmark ``rows`` measured with the article's prompt and batch 1, in their order."""
-    pooled = benchmark.pool([row for row in rows if row["prompt"] == PROMPT and row["batch"] == 1])
-    return {str(row["variant"] or row["step"]): row for row in pooled.values()}
-
-
-def where(row):
-    """Tier and device of ``row`` for a title; of a recorded run with the date, so that it is never taken for the reader's own."""
-    return f"recorded on {row['date'][:10]}: {plots.source(row)}" if row.get("recorded") else plots.source(row)
 
 
 def first_call_table(rows):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import benchmark, breakdown, ledger, memory, profiling, steps, timing
+from helpers import benchmark, breakdown, job, ledger, memory, profiling, results, steps
 from helpers.article import PROMPT, ROOT
 from helpers.errors import CourseError, UnknownStepError
 
@@ -56,12 +56,12 @@ def test_operations_show_what_each_format_does(measured):
 def test_table_and_pooling(measured):
     found, _ = measured
     twice = found.rows + [row | {"wall_s": row["wall_s"] + 2, "floor_tpot_s": row["floor_tpot_s"] / 2} for row in found.rows]
-    pooled = list(benchmark.pool(twice).values())
+    pooled = list(results.pool(twice).values())
     assert [row["rounds"] for row in pooled] == [2] * 8 and len(pooled[0]["warm"]) == 4
     first = found.rows[0]
     assert pooled[0]["wall_s"] == pytest.approx(first["wall_s"] + 1) and pooled[0]["floor_tpot_s"] == first["floor_tpot_s"] / 2
     assert pooled[0]["over_floor"] == pytest.approx(2 * first["tpot_s"] / first["floor_tpot_s"])
-    assert list(benchmark.table(found.rows).index) == [first["title"]] * 4 + [found.rows[4]["title"]] * 4
+    assert list(results.table(found.rows).index) == [first["title"]] * 4 + [found.rows[4]["title"]] * 4
 
 
 def test_faster_than_the_floor_is_refused(measured):
@@ -76,7 +76,7 @@ def test_faster_than_the_floor_is_refused(measured):
 
 def test_a_refused_row_is_not_written(measured, tmp_path, monkeypatch):
     row = {k: v for k, v in measured[0].rows[0].items() if k not in ("run", "job", "round", "command", "busy_cores_before")}
-    monkeypatch.setattr(benchmark, "_in_a_process", lambda job: ([row | {"floor_bytes": 10**15}], ""))
+    monkeypatch.setattr(benchmark, "_in_a_process", lambda _: ([row | {"floor_bytes": 10**15}], ""))
     found = benchmark.run((1,), rounds=1, path=tmp_path / "ledger.jsonl", **QUICK)
     assert not found.rows and "was not written down" in next(iter(found.problems.values())) and not ledger.read(tmp_path / "ledger.jsonl")
 
@@ -86,11 +86,11 @@ def test_interrupted_it_keeps_what_it_has_and_goes_on(measured, tmp_path, monkey
     path, asked = tmp_path / "ledger.jsonl", []
     real = {row["step"]: {k: v for k, v in row.items() if k not in ("run", "job", "round", "command", "busy_cores_before")} for row in measured[0].rows}
 
-    def job_in_turn(job):
-        asked.append((job.key, job.round))
+    def job_in_turn(each):
+        asked.append((each.key, each.round))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return [real[job.key]], ""
+        return [real[each.key]], ""
 
     monkeypatch.setattr(benchmark, "_in_a_process", job_in_turn)
     with pytest.raises(KeyboardInterrupt):
@@ -105,7 +105,7 @@ def test_interrupted_it_keeps_what_it_has_and_goes_on(measured, tmp_path, monkey
 
 def test_a_process_that_dies_is_a_sentence(monkeypatch):
     monkeypatch.setattr(benchmark.sys, "executable", "/bin/false")
-    assert benchmark._in_a_process(benchmark.Job(1, "embedded"))[1].startswith("1: its process failed")
+    assert benchmark._in_a_process(job.Job(1, "embedded"))[1].startswith("1: its process failed")
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"batches": (0,)}, {"prompt_tokens": (0,)}, {"repeats": 0}, {"warmups": -1}])

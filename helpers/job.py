@@ -1,0 +1,119 @@
+"""What does one process of the benchmark do? Load one step, measure it, report.
+
+helpers.benchmark starts it: ``python -m helpers.job JSON``.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from itertools import product
+
+from helpers import ledger, steps, tiers, timing
+from helpers.article import NEW_TOKENS, PROMPT
+from helpers.errors import CourseError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: one step, loaded once and measured with every prompt length and batch size.
+
+    key: see steps.get_step. size: a key of synthetic.SHAPES, or "" for the tier's own checkpoint; layers: as many of its blocks, or None.
+    prompt_tokens: lengths of prompts of held-out text; None stands for the article's prompt.
+    """
+
+    key: int | str
+    tier: str
+    size: str = ""
+    layers: int | None = None
+    prompt_tokens: tuple = (None,)
+    batches: tuple = (1,)
+    new_tokens: int = NEW_TOKENS
+    warmups: int = timing.WARMUPS
+    repeats: int = timing.REPEATS
+    device: str | None = None
+    round: int = 1
+
+    @property
+    def name(self):
+        """Which job of a run it is."""
+        return f"{self.key} {self.size} {self.layers or ''} round {self.round}"
+
+    def step(self):
+        """The Step to load; a synthetic size takes the place of the article's."""
+        step = steps.get_step(self.key, tier=self.tier)
+        if self.size:
+            from helpers import synthetic
+
+            folder = synthetic.folder(self.size, step.format, self.layers)
+            model = self.size if not self.layers else f"{self.size} cut to {self.layers} layers"
+            step = replace(step, number=0, name=str(self.key), model=model, tier="synthetic", checkpoint=str(folder))
+        return step
+
+
+def measure(job):
+    """Do ``job`` in this process and return its rows (list of dict), one for each prompt length and batch size."""
+    import torch
+
+    from helpers import bandwidth, loading, memory, profiling
+
+    step = job.step()
+    size, device = step.shape.read_bytes(step.format), tiers.get_device(job.device)
+    speed = bandwidth.measure(device, size)
+    started = time.perf_counter()
+    model, tokenizer = loading.load(step, job.device)
+    load_s, load_peak, rows = time.perf_counter() - started, timing._peak_rss(), []
+    for tokens, batch in product(job.prompt_tokens, job.batches):
+        prompt = PROMPT if tokens is None else timing.prompt_ids(model, tokenizer, tokens, batch)
+        if tokens is None and batch > 1:
+            prompt = timing.tokenise(model, tokenizer).repeat(batch, 1)
+        before = _loaded()
+        cold = timing.generate_once(model, tokenizer, prompt, job.new_tokens)
+        new = _loaded() - before
+        result = timing.measure(model, tokenizer, prompt, job.new_tokens, cold, job.warmups, job.repeats)
+        cache = batch * step.shape.kv_bytes_per_token * (result.prompt_tokens + job.new_tokens / 2)
+        rows.append(ledger.make_row(step, result, model) | {
+            "load_s": load_s,
+            "peak_rss_loading_bytes": load_peak,
+            "modules_loaded_by_first_call": sum(kind == "module" for kind, _ in new),
+            "libraries_loaded_by_first_call": sum(kind == "library" for kind, _ in new),
+            "threads": torch.get_num_threads(),
+            "floor_bytes": int(size + cache),  # weights and the cache at half of the answer: what one decode step reads
+        })  # fmt: skip
+        rows[-1]["peak_generating_bytes"] = memory.peak(device, lambda: timing.generate_once(model, tokenizer, prompt, job.new_tokens))  # noqa: B023
+    ids = timing.tokenise(model, tokenizer)
+    with torch.no_grad():
+        if not model(ids).logits.isfinite().all():
+            raise CourseError(f"{step.title}: the model's output is not finite, so nothing measured on it counts.")
+    operations = profiling.decode_step(model, ids)
+    del model
+    speed = max(speed, bandwidth.measure(device, size))
+    return [row | {"bandwidth_bytes_per_s": speed, "floor_tpot_s": row["floor_bytes"] / speed, "operations_s": operations} for row in rows]
+
+
+def _loaded():
+    """{("module", name)} and {("library", path)} of what this process has loaded by now."""
+    found = {("module", name) for name in list(sys.modules)}
+    with contextlib.suppress(OSError):  # Linux only
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            found |= {("library", line.split()[-1]) for line in maps if ".so" in line}
+    return found
+
+
+def main(text):
+    """The process of the job that ``text`` (JSON) describes: print its rows, or its problem, as one line of JSON."""
+    job = json.loads(text)
+    rows, problem = [], ""
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            rows = measure(Job(**job | {name: tuple(job[name]) for name in ("prompt_tokens", "batches")}))
+        except CourseError as error:
+            problem = str(error)
+        except Exception as error:  # a compiler that is missing, a kernel that refuses: other steps go on
+            problem = f"{job['key']}: {type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    print(json.dumps({"rows": rows, "problem": problem}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
