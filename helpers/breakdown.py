@@ -66,7 +66,11 @@ def changes(rows):
     Each changes one thing and their differences add up to the whole. after is None where that step was not measured here: then the
     next change includes it. [] without steps 1 and 4.
     """
-    found = by_step(rows)
+    return changes_of(by_step(rows))
+
+
+def changes_of(found):
+    """As ``changes``, of rows by their step, see results.by_step."""
     if not {"1", "4"} <= set(found):
         return []
     back = "3" in found and found["3"]["dtype"] == "float16"  # on a GPU: GPTQ computes in float16, not in step 2's bfloat16

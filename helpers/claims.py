@@ -1,0 +1,207 @@
+"""Which of the article's claims hold? Each verdict is computed from ledger rows, or from the model's shape where nothing is to be measured.
+
+The claims stand in ``data/article.json``; each has a function of the same name here, which returns (verdict, why), or None if the rows
+that it needs are missing.
+"""
+
+from dataclasses import dataclass
+
+from helpers import breakdown, compare, hardware, ledger, plots, results
+from helpers.article import ARTICLE, article_rows
+from helpers.steps import LLAMA_2
+from helpers.words import seconds
+
+HOLDS, OTHERWISE, NOT, UNKNOWN = "holds", "holds for another reason", "does not hold", "can't be told on this hardware"
+NOISE = 5  # per cent: what repeated runs differ by
+T4 = "NVIDIA T4 (free Colab, Kaggle)"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one machine says. name: for the table. steps: {step's key as text: ledger row}, rounds pooled. quality: rows of notebook 08."""
+
+    name: str
+    steps: dict
+    quality: dict
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """claim: the article's, in our words. verdict: one of the four. why: the measurement in words. source: whose measurement it is."""
+
+    claim: str
+    verdict: str
+    why: str
+    source: str
+
+
+def own(rows, quality):
+    """Return the reader's Evidence: the newest row's tier and device; the benchmark's newest run, and notebooks 01 to 04 where it has no row."""
+    if not rows:
+        return Evidence("yours", {}, {})
+    newest = rows[-1]
+    runs = [row for row in rows if "run" in row and (row["tier"], row["device"]) == (newest["tier"], newest["device"])]
+    steps = {str(number): row for number, row in ledger.latest(rows, newest["tier"], newest["device"]).items()}
+    steps |= results.by_step([row for row in runs if row["run"] == runs[-1]["run"]])
+    return Evidence(f"yours: {plots.source(newest)}", steps, {str(key): row for key, row in quality.items() if row["tier"] == newest["tier"]})
+
+
+def recorded(rows, quality):
+    """Return the Evidence of one recorded run: its benchmark rows, or the rows of its notebooks."""
+    runs = [row for row in rows if "run" in row]
+    steps = results.by_step(runs) if runs else {str(row["step"]): row for row in rows}
+    return Evidence(f"recorded on {rows[-1]['date'][:10]}: {plots.source(rows[-1])}", steps, {str(key): row for key, row in quality.items()})
+
+
+def check(sources):
+    """Return a Verdict for each claim, from the first of ``sources`` (list of Evidence) that can tell it, else from the first that has an opinion."""
+    verdicts = []
+    for name, claim in ARTICLE["statements"].items():
+        opinions = [(found, source.name) for source in sources if (found := globals()[name](source))]
+        told = [opinion for opinion in opinions if opinion[0][0] != UNKNOWN] or opinions
+        (verdict, why), source = told[0] if told else ((UNKNOWN, "the steps that it takes were not measured"), "-")
+        verdicts.append(Verdict(claim, verdict, why, "computed" if name in COMPUTED else source))
+    return verdicts
+
+
+def table(verdicts):
+    """Return ``verdicts`` as a table (pandas.DataFrame), one line a claim."""
+    import pandas as pd
+
+    lines = [{"the article says": v.claim, "verdict": v.verdict, "because": v.why, "measured by": v.source} for v in verdicts]
+    return pd.DataFrame(lines).set_index("the article says")
+
+
+def cpu_saving(_):
+    before, after = (article_rows()[n]["cpu_total_s"] for n in (1, 2))
+    stated = next(-c["stated"] for c in ARTICLE["claims"] if c["unit"] == "s")
+    verdict = HOLDS if abs(before - after - stated) < 0.005 else NOT
+    return verdict, f"its own table gives {before:.2f} - {after:.2f} = {before - after:.2f} s, and it says {stated:.2f} s"
+
+
+def eight_to_bf16(found):
+    return _faster(found, "1", "2", "8-bit work at every layer")
+
+
+def bf16_to_gptq(found):
+    return _faster(found, "2", "3", "fewer bytes to read")
+
+
+def eight_to_13b(found):
+    first, larger = _changes(found, "1", "4"), _changes(found, "3", "4")
+    if not first or not larger:
+        return None
+    cold, said = first[0], f"first call {_percent(first[0])}, warm call {_percent(first[1])}"
+    if cold > -NOISE:
+        return NOT, said
+    parts = [(what, after - before) for what, before, after in breakdown.changes_of(found.steps) if after is not None]
+    savings = sorted((p for p in parts if p[1] < 0), key=lambda p: p[1])
+    most = "; most of it: " + ", ".join(f"{what} ({seconds(-value)})" for what, value in savings[:2]) if savings else ""
+    if larger[1] < -NOISE:
+        return HOLDS, f"{said}{most}"
+    return OTHERWISE, f"{said}{most}; the larger model by itself: {_percent(larger[1])} for a warm call"
+
+
+def thirteen_faster_than_seven(found):
+    both = [found.steps.get(key) for key in ("3", "4")]
+    if None in both or not all(row.get("tpot_s") for row in both):
+        return None
+    time, size = both[1]["tpot_s"] / both[0]["tpot_s"], both[1]["weight_bytes"] / both[0]["weight_bytes"]
+    said = f"a token of the larger model takes {time:.2f} times as long, with {size:.2f} times the bytes"
+    if abs(100 * time - 100) < NOISE:
+        return UNKNOWN, f"{said}: the models are too small for their size to show"
+    return (NOT, f"{said}: decoding cannot have been faster, so the article saw start-up") if time > 1 else (HOLDS, said)
+
+
+def twice_the_parameters(_):
+    ratio = LLAMA_2["13B"].parameters / LLAMA_2["7B"].parameters
+    return HOLDS if 1.8 < ratio < 2.2 else NOT, f"{LLAMA_2['13B'].parameters:,} / {LLAMA_2['7B'].parameters:,} = {ratio:.2f}"
+
+
+def better_completion(found):
+    first, last = (found.quality.get(key) for key in ("1", "4"))
+    if not first or not last or not first["perplexity"] or not last["perplexity"] or last["tier"] == "synthetic" or first["protocol"] != last["protocol"]:
+        return None
+    said = f"perplexity {first['perplexity']:.3f} ({first['title']}) and {last['perplexity']:.3f} ({last['title']}) over {last['tokens']:,} tokens"
+    better = last["perplexity"] < first["perplexity"]
+    return (HOLDS if better else NOT), f"{said}; 15 tokens read by eye could not show it"
+
+
+def gap_is_memory_work(found):
+    row = found.steps.get("1")
+    if not row or not row.get("warm"):
+        return None
+    cold = 1 - row["cpu_total_s"] / row["wall_s"]
+    warm = sorted(1 - (call["user"] + call["sys"]) / call["wall"] for call in row["warm"])[len(row["warm"]) // 2]
+    said = f"the processor is idle for {100 * max(cold, 0):.0f} % of the first call and {100 * max(warm, 0):.0f} % of a warm one"
+    if cold < 0.1:
+        return UNKNOWN, f"{said}: there is no gap to explain"
+    if warm < cold / 2:
+        return NOT, f"{said}, which moves the same weights: the gap was waiting at start-up"
+    return OTHERWISE, f"{said}: it waits for the device at every call, which is no work of its own"
+
+
+def bf16_changes_the_type_only(found):
+    row = found.steps.get("2")
+    if not row:
+        return None
+    bits = 8 * row["weight_bytes"] / row["parameters"]
+    return (HOLDS if bits == 16 else NOT), f"{bits:g} bits for each parameter, and not one byte of scales"
+
+
+def no_room_in_32_bits(_):
+    need, room = 4 * LLAMA_2["7B"].parameters, next(m["memory"] for m in hardware.machines() if m["name"] == T4) * 1e9
+    return (HOLDS if need > room else NOT), f"4 bytes x {LLAMA_2['7B'].parameters:,} = {need / 1e9:.1f} GB, and a T4 has {room / 1e9:.0f} GB"
+
+
+def quantisation_saves_80_percent(found):
+    rows = [found.steps.get(key) for key in ("1", "2", "3", "4")]
+    if not all(row and row.get("tpot_s") for row in rows):
+        return None
+    eight, bf16, four, last = (row["tpot_s"] for row in rows)
+    said = (
+        f"time a token against bf16: 8-bit {_percent(compare.change(bf16, eight))}, 4-bit {_percent(compare.change(bf16, four))};"
+        f" step 1 to step 4 {_percent(compare.change(eight, last))}"
+    )
+    if compare.change(bf16, four) < -75:
+        return HOLDS, said
+    return (OTHERWISE if compare.change(eight, last) < -75 else NOT), f"{said}: what it saves depends on the kernel it is compared with"
+
+
+def two_3090s(_):
+    one = {m["name"]: m for m in hardware.machines()}
+    small, large = one["RTX 3090"], one["RTX 4090"]
+    need = LLAMA_2["13B"].weight_bytes("bf16") / 1e9
+    fits = large["memory"] < need <= 2 * small["memory"]
+    said = (
+        f"{small['bandwidth']} against {large['bandwidth']} GB/s, so one 3090 is {_percent(compare.change(large['bandwidth'], small['bandwidth']))} in speed;"
+        f" two hold 13B in 16 bits ({need:.0f} GB), one 4090 does {'not' if fits else 'too'}"
+    )
+    return (OTHERWISE if small["bandwidth"] <= large["bandwidth"] and fits else HOLDS), f"{said}: two are for size; twice as fast only if both work on each layer"
+
+
+COMPUTED = ("cpu_saving", "twice_the_parameters", "no_room_in_32_bits", "two_3090s")
+
+
+def _changes(found, before, after):
+    """Changes in per cent from one step to another of (first call, warm call); None if one is missing."""
+    rows = [found.steps.get(key) for key in (before, after)]
+    if None in rows or not all(row.get("warm_wall_s") for row in rows):
+        return None
+    return tuple(compare.change(rows[0][what], rows[1][what]) for what in ("wall_s", "warm_wall_s"))
+
+
+def _faster(found, before, after, reason):
+    """Verdict on "``after`` takes less wall time than ``before``", both first calls: the reason must show in warm calls too."""
+    both = _changes(found, before, after)
+    if not both:
+        return None
+    cold, warm = both
+    said = f"first call {_percent(cold)}, warm call {_percent(warm)}"
+    if cold > -NOISE:
+        return NOT, said
+    return (HOLDS, f"{said}: {reason}") if warm < -NOISE else (OTHERWISE, f"{said}: it is start-up")
+
+
+def _percent(value):
+    return f"{value:+.0f} %"
