@@ -14,8 +14,9 @@ BIN := .venv/bin
 run: .venv/ready
 	@$(BIN)/python -m helpers.run
 
+# OMP_WAIT_POLICY: where other programs compute too, threads that wait give their core away; without it a test can take ten times as long
 test: .venv/ready
-	@$(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks tests
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks tests
 
 lab: .venv/lab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

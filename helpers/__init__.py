@@ -16,6 +16,18 @@ words    say measured times in words
 memory   how is memory freed, and who still holds a model?
 ledger   what was measured so far?
 article  what did the article measure and claim?
+benchmark  measure steps in processes of their own, in turns
+job      what does one process of the benchmark do?
+profiling  what does one decode step spend its time on?
+results  what do the benchmark's rows say together?
+breakdown  where does the time go?
+bandwidth  how fast can this machine read and multiply?
+limits   how fast could a model decode at best?
+published  how far from the limit are others?
+calculator  the same with widgets
+quality  what does a format cost in quality?
+differences  where does a format's output differ?
+claims   which of the article's claims hold?
 compare  what do the four steps show together?
 plots    draw it, with the same facts as text
 badges   write what every notebook has in common

@@ -6,7 +6,7 @@ that it needs are missing.
 
 from dataclasses import dataclass
 
-from helpers import breakdown, compare, hardware, ledger, plots, results
+from helpers import breakdown, compare, hardware, ledger, plots, published, results
 from helpers.article import ARTICLE, article_rows
 from helpers.steps import LLAMA_2
 from helpers.words import seconds
@@ -169,15 +169,12 @@ def quantisation_saves_80_percent(found):
 
 
 def two_3090s(_):
-    one = {m["name"]: m for m in hardware.machines()}
-    small, large = one["RTX 3090"], one["RTX 4090"]
-    need = LLAMA_2["13B"].weight_bytes("bf16") / 1e9
-    fits = large["memory"] < need <= 2 * small["memory"]
-    said = (
-        f"{small['bandwidth']} against {large['bandwidth']} GB/s, so one 3090 is {_percent(compare.change(large['bandwidth'], small['bandwidth']))} in speed;"
-        f" two hold 13B in 16 bits ({need:.0f} GB), one 4090 does {'not' if fits else 'too'}"
-    )
-    return (OTHERWISE if small["bandwidth"] <= large["bandwidth"] and fits else HOLDS), f"{said}: two are for size; twice as fast only if both work on each layer"
+    _, turns, divided, ada, *_ = published.advice_machines()
+    rows = published.advice().values()
+    speeds = [min(row[name].floor_tokens_per_s / row[ada].floor_tokens_per_s for row in rows if row[name] and row[ada]) for name in (turns, divided)]
+    more = sum(bool(row[turns] and not row[ada]) for row in rows)
+    said = f"layers in turn: {speeds[0]:.2f} times the speed of one 4090 at best, layers divided: {speeds[1]:.2f} times; {more} more Llama-2 models fit"
+    return (HOLDS if speeds[0] > 1 else OTHERWISE if more else NOT), f"{said}: what two cards add is memory"
 
 
 COMPUTED = ("cpu_saving", "twice_the_parameters", "no_room_in_32_bits", "two_3090s")

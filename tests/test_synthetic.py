@@ -56,7 +56,7 @@ def test_cut_off_write_leaves_nothing_that_looks_complete(tiny, monkeypatch):
     monkeypatch.setattr(safetensors.torch, "save_file", stops)
     with pytest.raises(KeyboardInterrupt):
         synthetic.folder("7B", "bf16")
-    assert not (tiny / "llama-2-7b-bf16").exists()
+    assert not list(tiny.iterdir())
     monkeypatch.undo()
     synthetic.write(TINY, "bf16", tiny / "llama-2-7b-bf16")
     checks.check_folder(tiny / "llama-2-7b-bf16", "bf16")
@@ -79,3 +79,52 @@ def test_gptq_layout(tmp_path):
     synthetic.write(TINY, "gptq", tmp_path / "gptq")
     config = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
     assert (config["bits"], config["group_size"], config["desc_act"], config["sym"]) == (4, 128, False, True)
+
+
+def test_the_command_writes_any_size_and_says_what_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SYNTHETIC_DIR", str(tmp_path))
+    assert synthetic.main(["1.3B", "gptq", "--layers", "2"]) == 0
+    assert "timings are real, the text has no sense" in capsys.readouterr().out
+    path = tmp_path / "llama-2-1.3b-2-layers-gptq"
+    checks.check_folder(path, "gptq")
+    assert steps.Shape.from_config(path) == steps.Shape(2048, 5504, 2)
+    assert synthetic.main(["9B", "bf16"]) == 2 and "choose one of 1.3B, 2.7B, 7B, 13B" in capsys.readouterr().err
+    assert synthetic.main(["7B", "bf16", "--layers", "0"]) == 2 and "makes no sense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["bf16", "gptq"])
+def test_bytes_on_the_disk_are_the_models(tmp_path, format):
+    """Headers and configuration come on top of the tensors: less than 0.1 % at this size, and less still at 7B's."""
+    shape = steps.Shape(2048, 5504, 4)
+    synthetic.write(shape, format, tmp_path / format)
+    size = sum(file.stat().st_size for file in (tmp_path / format).glob("*.safetensors"))
+    assert 0 <= size / shape.weight_bytes(format) - 1 < 0.001
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_activations_stay_finite_through_as_many_layers_as_13b_has(tmp_path, dtype):
+    from transformers import AutoModelForCausalLM
+
+    synthetic.write(steps.Shape(512, 1408, 40), "bf16", tmp_path / "deep")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "deep", dtype=dtype)
+    with torch.no_grad():
+        output = model(torch.arange(1, 65)[None], output_hidden_states=True)
+    assert len(output.hidden_states) == 41 and all(state.isfinite().all() for state in output.hidden_states) and output.logits.isfinite().all()
+
+
+def test_sizes_that_gptq_could_not_group(tmp_path):
+    with pytest.raises(CheckpointError, match="multiples of 128"):
+        synthetic.write(steps.Shape(256, 400, 1), "gptq", tmp_path / "odd")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(NotEnoughMemoryError, match="No space left on device.*make room"):
+        synthetic.write(TINY, "bf16", tmp_path / "m")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,85 @@
+"""Verdicts follow the figures: each of the four comes out where the rows say so, and the article's own slip is found."""
+
+import pytest
+
+from helpers import claims
+from helpers.article import ARTICLE
+
+BASE = {"user_s": 0.5, "sys_s": 0.1, "warm": [{"user": 0.8, "sys": 0.1, "wall": 1.0, "ttft": 0.1, "new_tokens": 15}], "dtype": "bfloat16", "parameters": 100}
+
+
+def evidence(cold, warm, quality=(), **other):
+    """Four steps with these first and warm calls (s); time a token and bytes follow from the warm call and the step."""
+    rows = {}
+    for n, (c, w) in enumerate(zip(cold, warm), start=1):
+        rows[str(n)] = BASE | {"wall_s": c, "warm_wall_s": w, "tpot_s": w / 15, "cpu_total_s": 0.9 * c, "weight_bytes": 200 if n == 2 else 100 * n, "title": str(n)} | other
+    return claims.Evidence("here", rows, {k: {"perplexity": p, "protocol": "p", "tier": "hub", "title": k, "tokens": 9} for k, p in quality})
+
+
+def verdict(name, found):
+    answer = getattr(claims, name)(found)
+    return answer and answer[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "cold", "warm", "expected"),
+    [
+        ("eight_to_bf16", (10, 3, 3, 3), (8, 2, 2, 2), claims.HOLDS),
+        ("eight_to_bf16", (10, 3, 3, 3), (2, 2, 2, 2), claims.OTHERWISE),
+        ("eight_to_bf16", (3, 3, 3, 3), (3, 1, 1, 1), claims.NOT),
+        ("bf16_to_gptq", (9, 5, 4, 4), (9, 5, 2, 2), claims.HOLDS),
+        ("bf16_to_gptq", (9, 5, 7, 7), (9, 5, 7, 7), claims.NOT),
+        ("eight_to_13b", (10, 5, 4, 2), (8, 4, 1, 1.9), claims.OTHERWISE),
+        ("eight_to_13b", (10, 5, 4, 2), (8, 4, 3, 2), claims.HOLDS),
+        ("eight_to_13b", (2, 5, 4, 2), (8, 4, 3, 2), claims.NOT),
+        ("thirteen_faster_than_seven", (1, 1, 1, 1), (1, 1, 1, 1.9), claims.NOT),
+        ("thirteen_faster_than_seven", (1, 1, 1, 1), (1, 1, 1, 1.01), claims.UNKNOWN),
+        ("thirteen_faster_than_seven", (1, 1, 1, 1), (1, 1, 2, 1), claims.HOLDS),
+        ("quantisation_saves_80_percent", (1, 1, 1, 1), (10, 10, 2, 2), claims.HOLDS),
+        ("quantisation_saves_80_percent", (1, 1, 1, 1), (20, 4, 2, 4), claims.OTHERWISE),
+        ("quantisation_saves_80_percent", (1, 1, 1, 1), (5, 4, 3, 4), claims.NOT),
+    ],
+)
+def test_verdicts_follow_the_figures(name, cold, warm, expected):
+    assert verdict(name, evidence(cold, warm)) == expected
+
+
+def test_the_gap_between_wall_and_cpu():
+    found = evidence((10, 1, 1, 1), (1, 1, 1, 1))
+    for cpu, warm_cpu, expected in ((9.5, 0.9, claims.UNKNOWN), (4, 0.9, claims.NOT), (4, 0.3, claims.OTHERWISE)):
+        found.steps["1"] |= {"cpu_total_s": cpu, "warm": [BASE["warm"][0] | {"user": warm_cpu - 0.1}]}
+        assert verdict("gap_is_memory_work", found) == expected
+
+
+@pytest.mark.parametrize(("first", "last", "expected"), [(5.5, 5.0, claims.HOLDS), (5.0, 5.5, claims.NOT)])
+def test_better_completion_is_a_matter_of_perplexity(first, last, expected):
+    found = evidence((1, 1, 1, 1), (1, 1, 1, 1), quality=(("1", first), ("4", last)))
+    assert verdict("better_completion", found) == expected
+    found.quality["4"]["protocol"] = "another"
+    assert verdict("better_completion", found) is None
+
+
+def test_bits_of_bf16():
+    found = evidence((1, 1, 1, 1), (1, 1, 1, 1))
+    assert verdict("bf16_changes_the_type_only", found) == claims.HOLDS
+    found.steps["2"]["weight_bytes"] = 210
+    assert verdict("bf16_changes_the_type_only", found) == claims.NOT
+
+
+def test_what_is_computed_from_shapes_and_from_the_article():
+    nobody = claims.Evidence("nobody", {}, {})
+    verdicts = {name: v for name, v in zip(ARTICLE["statements"], claims.check([nobody]))}
+    assert len(verdicts) == 12 and verdicts["cpu_saving"].verdict == claims.NOT and "6.55" in verdicts["cpu_saving"].why
+    assert {name for name, v in verdicts.items() if v.verdict != claims.UNKNOWN} == set(claims.COMPUTED)
+    assert verdicts["no_room_in_32_bits"].verdict == verdicts["twice_the_parameters"].verdict == claims.HOLDS
+
+
+def test_the_readers_own_measurement_comes_first():
+    mine, other = (claims.Evidence(name, evidence((10, 3, 3, 3), warm).steps, {}) for name, warm in (("mine", (8, 2, 2, 2)), ("other", (2, 2, 2, 2))))
+    first = {v.claim: v for v in claims.check([mine, other])}[ARTICLE["statements"]["eight_to_bf16"]]
+    assert (first.verdict, first.source) == (claims.HOLDS, "mine")
+    nothing = claims.Evidence("mine", {}, {})
+    second = {v.claim: v for v in claims.check([nothing, other])}[ARTICLE["statements"]["eight_to_bf16"]]
+    assert (second.verdict, second.source) == (claims.OTHERWISE, "other")
+    table = claims.table(claims.check([mine, other]))
+    assert list(table.columns) == ["verdict", "because", "measured by"] and len(table) == 12

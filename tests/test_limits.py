@@ -1,0 +1,227 @@
+"""What the hardware allows: the floors, the calculator and its widgets, published figures, the article's advice, the measured roofs."""
+
+import json
+from itertools import count
+
+import pytest
+
+from helpers import bandwidth, calculator, fit, hardware, limits, published
+from helpers.steps import LLAMA_2
+
+MODELS, MACHINES = limits.models(), limits.machines()
+T4 = MACHINES["NVIDIA T4 (free Colab, Kaggle)"]
+
+
+def floor_ms(model, format, machine, **more):
+    return 1e3 * limits.estimate(MODELS[model], format, 1, 1, MACHINES[machine], **more).floor
+
+
+@pytest.mark.parametrize(
+    "model, format, on_t4, on_h200",
+    [("Llama-2 7B", "fp16", 41.3, 2.75), ("Llama-2 7B", "int8", 21.1, 1.41), ("Llama-2 7B", "gptq", 11.4, 0.76), ("Llama-2 13B", "gptq", 21.7, 1.44)],
+)
+def test_floors_of_the_articles_models(model, format, on_t4, on_h200):
+    """Independent figures: bytes of the checkpoints, less the embedding table, by the bandwidth of the data sheets."""
+    assert floor_ms(model, format, T4["name"]) == pytest.approx(on_t4, abs=0.06)
+    assert floor_ms(model, format, "H200") == pytest.approx(on_h200, abs=0.006)
+
+
+def test_shapes_with_shared_keys_and_values():
+    """The models' published numbers of parameters and KV heads (Qwen's biases, 92,160 numbers, are left out)."""
+    assert MODELS["Llama-2 70B"].parameters == 68_976_648_192
+    assert MODELS["Llama 3.1 8B"].parameters == 8_030_261_248
+    assert MODELS["Qwen2.5 3B"].parameters == 3_085_938_688 - 92_160
+    assert MODELS["Llama 3.1 8B"].kv_bytes_per_token == 32 * 2 * 8 * 128 * 2  # layers, keys and values, heads, size of a head, bytes
+    assert MODELS["Qwen2.5 3B"].read_bytes("fp16") == 2 * MODELS["Qwen2.5 3B"].parameters  # a tied table is read as the output head
+    same = limits.GroupedShape(4096, 11008, 32, kv_size=4096)  # as many keys as queries: Llama-2 7B itself
+    for format in ("fp16", "int8", "gptq"):
+        assert same.weight_bytes(format) == LLAMA_2["7B"].weight_bytes(format) and same.read_bytes(format) == LLAMA_2["7B"].read_bytes(format)
+
+
+def test_fits_and_does_not_fit():
+    shape = MODELS["Llama-2 7B"]
+    needed = limits.estimate(shape, "gptq", 512, 1, T4).needed
+    assert needed == shape.weight_bytes("gptq") + 512 * 524_288 + 0.8e9
+    for memory, verdict in ((needed / 0.89e9, fit.FITS), (needed / 0.95e9, fit.TIGHT), (needed / 1.01e9, fit.TOO_LARGE)):
+        assert limits.estimate(shape, "gptq", 512, 1, T4 | {"memory": memory}).fits == verdict
+    assert limits.estimate(shape, "fp16", 4096, 8, T4).fits == fit.TOO_LARGE
+    assert limits.estimate(MODELS["Llama-2 13B"], "fp16", 1, 1, T4).fits == fit.TOO_LARGE
+
+
+def test_floor_grows_with_context_and_batch_until_computing_bounds():
+    shape = MODELS["Llama-2 7B"]
+    alone, many = limits.estimate(shape, "fp16", 100, 1, T4), limits.estimate(shape, "fp16", 100, 8, T4)
+    assert many.floor - alone.floor == pytest.approx(7 * 100 * 524_288 / 320e9)  # the weights are read once for all
+    assert alone.bound == many.bound == "reading"
+    assert limits.estimate(shape, "fp16", 100, 4096, T4).bound == "computing"
+    assert limits.estimate(shape, "fp16", 100, 4096, T4 | {"tflops": None}).bound == "reading"  # an unknown roof bounds nothing
+
+
+@pytest.mark.parametrize("context, batch", [(0, 1), (-5, 1), (512, 0), (512, -1), (1.5, 1), (True, 1), (512, None)])
+def test_values_without_sense_get_one_sentence(context, batch):
+    with pytest.raises(limits.EstimateError) as caught:
+        limits.estimate(MODELS["Llama-2 7B"], "gptq", context, batch, T4)
+    assert str(caught.value).count(".") >= 1 and "1 or more" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("efficiency", [0, -0.1, 1.2])
+def test_efficiency_is_a_share(efficiency):
+    with pytest.raises(limits.EstimateError, match="share"):
+        limits.estimate(MODELS["Llama-2 7B"], "gptq", 1, 1, T4, efficiency)
+
+
+def test_expected_time():
+    one = limits.estimate(MODELS["Llama-2 7B"], "gptq", 1, 1, T4, 0.25)
+    assert one.expected == pytest.approx(4 * one.floor) and "25 %" in str(one)
+    assert "nothing was measured" in str(limits.estimate(MODELS["Llama-2 7B"], "gptq", 1, 1, T4))
+
+
+def test_where_the_cache_reads_as_much_as_the_weights():
+    assert limits.crossover(MODELS["Llama-2 7B"], "gptq") == pytest.approx(6927, abs=1)  # 3,631,718,400 / 524,288
+    for format in ("fp16", "int8", "nf4", "gptq"):
+        shape, context = MODELS["Llama-2 13B"], round(limits.crossover(MODELS["Llama-2 13B"], format))
+        assert limits.step_bytes(shape, format, context) == pytest.approx(2 * shape.read_bytes(format), rel=1e-4)
+
+
+def row(**changes):
+    what = {"format": "gptq", "tier": "synthetic", "title": "7B GPTQ", "device": "a CPU", "date": "2026-11-23T00:00:00+00:00"}
+    return what | {"parameters": 7, "variant": "", "batch": 1, "tpot_s": 0.5, "floor_tpot_s": 0.1} | changes
+
+
+def test_which_run_gives_the_efficiency():
+    share, chosen = limits.efficiencies([row(recorded="a"), row(parameters=1, tpot_s=0.2, recorded="a")])["gptq"]
+    assert share == pytest.approx(0.2) and chosen["parameters"] == 7  # the largest model, not the most flattering
+    own = row(tpot_s=0.25)
+    assert limits.efficiencies([own, row(recorded="a")])["gptq"] == (pytest.approx(0.4), own)
+    assert "recorded run a" in limits.where(row(recorded="a")) and "measured here" in limits.where(own)
+    assert set(limits.efficiencies([row(format="bf16", variant="2", title="1.3B bf16")])) == {"bf16"}  # a benchmark of a size in between
+    unfit = [row(tier="embedded"), row(variant="gptq-torch"), row(batch=4), row(floor_tpot_s=None), row(tpot_s=None)]
+    assert limits.efficiencies(unfit) == {}
+    assert set(limits.efficiencies([row(format="int8", variant="int8-no-outliers"), row(format="nf4", variant="nf4")])) == {"nf4"}
+
+
+def test_recorded_rows_name_their_run():
+    found = limits.recorded_rows()
+    assert found and {r["recorded"] for r in found} >= {"cpu-2-cores"}
+
+
+@pytest.mark.parametrize("bend", [4, 20])
+def test_knee_of_a_roofline(bend):
+    counts = [2**n for n in range(9)]
+    assert bandwidth.knee(counts, [max(1.0, n / bend) for n in counts]) == pytest.approx(bend)
+    assert bandwidth.knee(counts, [1 + n / 1000 for n in counts]) is None
+
+
+def test_sweep_takes_the_best_of_three_and_ends_in_time():
+    times = {1: iter([3, 1, 2]), 2: iter([1, 1, 1]), 4: iter([50, 40, 60]), 8: iter([])}
+    assert bandwidth.sweep([1, 2, 4, 8], lambda n: next(times[n])) == ([1, 2, 4], [1, 1, 40])
+    ticks = count(step=11)
+    assert bandwidth.sweep([1, 2, 4, 8], float, longest=100, clock=lambda: next(ticks)) == ([1, 2], [1, 2])  # 10 seconds are spent
+
+
+def test_score():
+    assert "no prediction" in limits.score(None, 8) and "no prediction" in limits.score(0, 8)
+    assert "well predicted" in limits.score(9, 8) and "2.0 times too high" in limits.score(16, 8) and "4.0 times too low" in limits.score(2, 8)
+
+
+def test_published_figures():
+    """Shares recomputed by hand, no figure faster than its machine can read, every source named, the unconfirmed marked."""
+    shares = {(f["machine"], f["model"], f["format"], f["engine"]): f["share"] for f in published.figures()}
+    assert shares["RTX 4090", "Llama-2 7B", "gptq", "ExLlamaV2"] == pytest.approx(198 / (1008e9 / 3_631_718_400), rel=1e-3)
+    assert shares[T4["name"], "Qwen2.5 3B", "fp16", "transformers"] == pytest.approx(25.66 * 2 * 3_085_846_528 / 320e9, rel=1e-3)
+    assert len(shares) == len(published.figures()) and all(0 < share < 1 for share in shares.values())
+    assert all(f["source"].startswith("https://") or not f["confirmed"] for f in published.figures())
+    text = published.table({}).to_string()
+    assert text.count("(not confirmed)") == sum(not f["confirmed"] for f in published.figures()) > 0
+
+
+def test_published_errors_are_computed(tmp_path, monkeypatch):
+    assert all(f["error"] is None for f in published.with_expected({}))
+    before = published.with_expected({"fp16": 0.5})
+    assert {f["format"] for f in before if f["error"] is not None} == {"fp16", "bf16"}
+    for f in before:
+        if f["error"] is not None:
+            assert f["error"] == pytest.approx(0.5 / f["share"] - 1)
+    content = json.loads(limits.PUBLISHED.read_text(encoding="utf-8"))
+    content["figures"][0]["tokens_per_s"] /= 2
+    changed = tmp_path / "figures.json"
+    changed.write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.setattr(limits, "PUBLISHED", changed)
+    after = published.with_expected({"fp16": 0.5})
+    assert 1 + after[0]["error"] == pytest.approx(2 * (1 + before[0]["error"])) and after[1:] == before[1:]
+
+
+def test_two_cards():
+    one = MACHINES["RTX 3090"]
+    turns, divided = (published.together(one, 2, way) for way in (False, True))
+    assert turns["memory"] == divided["memory"] == 48 and (turns["bandwidth"], divided["bandwidth"]) == (936, 1872)
+    shape = MODELS["Llama-2 7B"]
+    floors = [limits.estimate(shape, "gptq", 512, 1, machine).floor for machine in (one, turns, divided)]
+    assert floors[0] == floors[1] == pytest.approx(2 * floors[2])
+
+
+def test_verdicts_follow_from_the_figures(monkeypatch):
+    speed, divided, memory, *_ = published.advice_verdicts()
+    assert "0.93 times" in speed and "does not hold" in speed and "1.86 times" in divided and "1.61 times" in divided
+    assert "70B GPTQ" in memory and "13B fp16" in memory
+    slow = json.loads(json.dumps(hardware.machines()))
+    next(m for m in slow if m["name"] == "RTX 4090").update(bandwidth=500, memory=48)
+    monkeypatch.setattr(hardware, "machines", lambda: slow)
+    speed, _, memory, *_ = published.advice_verdicts()
+    assert "1.87 times" in speed and "faster holds" in speed and "nothing in the table" in memory
+
+
+def test_table_of_machines():
+    assert len(MACHINES) == len(hardware.machines()) <= 16
+    for machine in MACHINES.values():
+        assert machine["memory"] > 0 and machine["bandwidth"] > 0 and machine["source"] and {"capability", "tflops", "checked"} <= set(machine)
+
+
+def test_calculator_answers_each_change():
+    box = calculator.calculator({"gptq": (0.5, row())}, {"name": "this one", "memory": 24, "bandwidth": 20, "tflops": 0.2})
+    model, format, context, batch, machine, result = box.children
+    assert "at best   12.2 ms" in result.value and "24.4 ms" in result.value and "7B GPTQ, synthetic" in result.value
+    seen = {result.value}
+    for control, value in ((model, "Llama-2 13B"), (format, "int8"), (context, 4096), (batch, 2), (machine, "this one")):
+        control.value = value
+        assert result.value not in seen, f"{control.description} changes nothing"
+        seen.add(result.value)
+    context.value = 0
+    assert result.value == "<pre>The context is 0: give a whole number, 1 or more.</pre>"
+    context.value, batch.value = 512, -3
+    assert "The batch is -3" in result.value
+
+
+def test_bandwidth_reads_all_of_the_buffer_in_every_kernel():
+    """Each kernel's result depends on the first and on the last number of the buffer."""
+    import torch
+
+    buffer = torch.ones(2**18)
+    for place in (0, -1):
+        changed = buffer.clone()
+        changed[place] = 1000.0
+        for before, after in zip(bandwidth._kernels(buffer), bandwidth._kernels(changed)):
+            assert before().max() < after().max()
+
+
+def test_bandwidth_is_work_by_the_shortest_time():
+    """With a clock that advances by 1 ms at each reading: one call of one kernel takes 1 ms."""
+    ticks = count()
+    assert bandwidth.measure("cpu", 2**25, clock=lambda: next(ticks) / 1000) == pytest.approx(2**25 * 1000)
+    assert bandwidth.measure("cpu", 1, clock=lambda: next(ticks) / 1000) == pytest.approx(2**20 * 1000)  # the smallest size
+    assert bandwidth.compute("cpu", clock=lambda: next(ticks) / 1000) == pytest.approx(2 * 1024**3 * 1000)
+
+
+def test_bandwidth_leaves_the_threads_as_they_were():
+    import torch
+
+    before = torch.get_num_threads()
+    assert bandwidth.measure("cpu", 2**22) > 1e8  # slower than any memory of this century
+    assert torch.get_num_threads() == before
+
+
+def test_bandwidth_of_a_device_that_is_not_there():
+    from helpers.errors import DeviceError
+
+    with pytest.raises(DeviceError):
+        bandwidth.measure("cuda:7")
