@@ -5,14 +5,12 @@ from pathlib import Path
 
 import torch
 
-from .quantise import round_to_nearest
+from helpers import quality
+from helpers.quality import perplexity, round_to_nearest
 
 PROMPT = "A great hobby to have is "  # with the space at the end
 NEW_TOKENS = 15
-BATCH = 16
-PROTOCOL = ("each line of data/text/heldout.txt alone, with <s> in front and no </s>, right-padded batches of 16; every "
-            "token after <s> is scored; perplexity = exp(sum of negative log-likelihoods / number of scored tokens); "
-            "logits converted to float32 before the softmax; CPU")
+PROTOCOL = f"{quality.PROTOCOL}; CPU"
 # format name -> (folder suffix, dtype, how it is loaded)
 FORMATS = {
     "bf16": ("", "bfloat16", "plain"),
@@ -31,26 +29,6 @@ def load(folder, dtype, how):
     options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if how == "bitsandbytes" else {}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), device_map={"": "cpu"}, **options)
     return round_to_nearest(model) if how == "rounded" else model.eval()
-
-
-@torch.no_grad()
-def perplexity(model, tokeniser, lines):
-    """(perplexity, number of scored tokens) of the lines, by the protocol above."""
-    encoded = sorted((tokeniser(line).input_ids for line in lines), key=len)
-    total, count = 0.0, 0
-    for start in range(0, len(encoded), BATCH):
-        batch = encoded[start:start + BATCH]
-        longest = len(batch[-1])
-        if longest > model.config.max_position_embeddings:
-            raise ValueError(f"a line has {longest} tokens, more than the window")
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        scored = mask[:, 1:].flatten().bool()
-        total += losses[scored].double().sum().item()
-        count += int(scored.sum())
-    return float(torch.tensor(total / count).exp()), count
 
 
 @torch.no_grad()

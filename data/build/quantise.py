@@ -19,8 +19,6 @@ import torch
 BITS, GROUP = 4, 128
 DAMP = 0.1
 V1_ZEROS = 0x77777777
-LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-           "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 
 
 def quiet_libraries():
@@ -113,16 +111,3 @@ def make_gptq(base, folder, windows, scratch):
     if difference > 0.02 * before.abs().max().item():  # the CPU kernel rounds the scales to bfloat16; a wrong zero point gives far more
         raise RuntimeError(f"{folder} does not give the logits of the quantised model: difference {difference:.3f}")
     return difference
-
-
-def round_to_nearest(model):
-    """Round the seven linears of every layer to GPTQ's grid, in place: 4 bits, groups of 128 inputs, symmetric."""
-    with torch.no_grad():
-        for layer in model.model.layers:
-            for name in LINEARS:
-                weight = layer.get_submodule(name).weight
-                groups = weight.float().view(weight.shape[0], -1, GROUP)
-                scale = (2 * groups.abs().amax(-1, keepdim=True) / (2**BITS - 1)).clamp(min=1e-8)
-                codes = (torch.round(groups / scale) + 2 ** (BITS - 1)).clamp(0, 2**BITS - 1)
-                weight.copy_(((codes - 2 ** (BITS - 1)) * scale).view_as(weight))
-    return model

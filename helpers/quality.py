@@ -1,0 +1,235 @@
+"""What does a format cost in quality? Perplexity, and how far the quantised model's predictions are from the unquantised model's.
+
+Perplexity depends on the protocol, so ours has a name: PROTOCOL. KL divergence and "same top token" are defined as llama.cpp's
+``--kl-divergence`` defines them (https://github.com/ggml-org/llama.cpp, tools/perplexity): for each scored position the sum over the
+vocabulary of p (log p - log q), p of the unquantised model, q of the other. In nats.
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from datetime import datetime, timezone
+from math import exp, inf, sqrt
+from pathlib import Path
+
+from helpers import checks, memory
+from helpers.article import ROOT
+from helpers.checks import LINEARS
+from helpers.errors import PromptError
+from helpers.ledger import PACKAGES, results_dir
+from helpers.setup import installed
+from helpers.steps import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS
+from helpers.tiers import TIERS
+
+BATCH, BITS, GROUP, CHUNK = 16, 4, 128, 256  # lines at a time; bits and group of the grid; positions at a time
+PROTOCOL = (
+    "each line of data/text/heldout.txt alone, with <s> in front and no </s>, right-padded batches of 16; every token after <s> is"
+    " scored; perplexity = exp(sum of negative log-likelihoods / number of scored tokens); logits converted to float32 before the softmax"
+)
+SCHEMA = 1
+REQUIRED = {"title": str, "tier": str, "device": str, "protocol": str, "date": str, "weight_bytes": int, "missing": str, "versions": dict}
+NUMBERS = ("perplexity", "tokens", "change", "change_se", "kl_mean", "kl_median", "kl_99", "same_top", "tpot_s")  # or None
+KNOWN = {*TIERS, "own"}
+
+
+def lines():
+    """Return the held-out text as a list of lines (str): none of its sentences was trained on by the embedded models."""
+    return (ROOT / "data" / "text" / "heldout.txt").read_text(encoding="utf-8").splitlines()
+
+
+def encode(tokenizer, texts):
+    """Return the token ids of each of ``texts`` (list of lists of int, begin-of-sequence first), short ones first."""
+    return sorted((tokenizer(text).input_ids for text in texts), key=len)
+
+
+def batches(model, encoded):
+    """Run ``model`` over ``encoded`` and yield (logits, targets) of each batch: (positions, vocabulary) in the model's type, (positions,).
+
+    Position i holds the prediction of the token that follows; padding is left out. One batch at a time is in the device's memory.
+    Raises PromptError if a text is longer than the model's context, NotEnoughMemoryError if the memory runs out (the model is freed).
+    """
+    import torch
+
+    context = model.config.max_position_embeddings
+    for start in range(0, len(encoded), BATCH):
+        rows = encoded[start : start + BATCH]
+        longest, problem = max(map(len, rows)), None
+        if longest > context:
+            raise PromptError(f"A text has {longest} tokens and the model's context is {context}: cut the text into shorter lines.")
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+        try:
+            with torch.no_grad():
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        except (RuntimeError, MemoryError) as error:
+            problem = checks.out_of_memory(error, str(model.device), "scoring")
+            if problem is None:
+                raise
+        if problem:  # raised here, where the failed call's variables are gone
+            memory.hollow(model)
+            raise problem
+        scored = mask[:, 1:].bool()
+        yield logits[scored], ids[:, 1:][scored]
+
+
+def keep(model, encoded):
+    """Return ``list(batches(…))`` in host memory: a reference for ``score``, exactly as the model computed it, 2 bytes a number."""
+    return [(logits.cpu(), targets.cpu()) for logits, targets in batches(model, encoded)]
+
+
+def perplexity(model, tokenizer, texts):
+    """Return (perplexity, number of scored tokens) of ``texts`` by PROTOCOL."""
+    figures, _ = score(batches(model, encode(tokenizer, texts)))
+    return figures["perplexity"], figures["tokens"]
+
+
+def score(predictions, reference=None):
+    """Compare ``predictions`` (from ``batches`` or ``keep``) with a kept ``reference``; return (figures, losses).
+
+    figures: perplexity, tokens; with a reference also kl_mean, kl_median, kl_99 (nats, over the positions), same_top (share of
+    positions, 0 to 1), change (perplexity / the reference's - 1) and change_se (its standard error, from the paired differences of the
+    log-likelihoods). losses: negative log-likelihood of each scored token (float64, host); ``change`` compares those of two models.
+    Raises PromptError if the reference is of another text.
+    """
+    import torch
+
+    ours, theirs, kl, same = [], [], [], []
+    for number, (logits, targets) in enumerate(predictions):
+        ours.append(_losses(logits, targets))
+        if reference is not None:
+            if number >= len(reference) or not targets.cpu().equal(reference[number][1].cpu()):
+                raise PromptError("The reference was kept for another text, or for other batches of it: score the text that was given to keep.")
+            theirs.append(_losses(*reference[number]))
+            for kept, new in zip((kl, same), compare(logits, reference[number][0])):
+                kept.append(new)
+    tokens = sum(map(len, ours))
+    figures = {"perplexity": float(torch.tensor(sum(part.sum().item() for part in ours) / tokens).exp()), "tokens": tokens}
+    ours = torch.cat(ours)
+    if reference is not None:
+        kl = torch.cat(kl)
+        figures |= {"kl_mean": kl.mean().item(), "kl_median": kl.median().item(), "kl_99": kl.quantile(0.99).item()}
+        figures["same_top"] = torch.cat(same).double().mean().item()
+        figures["change"], figures["change_se"] = change(ours, torch.cat(theirs))
+    return figures, ours
+
+
+def compare(logits, reference):
+    """Return (KL divergence in nats, whether the top token is the same) for each position; two tensors (positions,) on the host.
+
+    logits, reference: (positions, vocabulary), any float type, each on any device. Where the reference has several tokens of exactly
+    the highest logit (16-bit numbers are often equal), each of them counts as its top token.
+    """
+    import torch
+
+    kl, same = [], []
+    for ours, theirs in zip(logits.split(CHUNK), reference.split(CHUNK)):
+        theirs = theirs.to(ours.device)
+        q, p = ours.float().log_softmax(-1), theirs.float().log_softmax(-1)
+        kl.append((p.exp() * (p - q)).sum(-1).double().cpu())
+        top = ours.argmax(-1, keepdim=True)
+        same.append((theirs.gather(-1, top)[:, 0] == theirs.amax(-1)).cpu())
+    return torch.cat(kl), torch.cat(same)
+
+
+def change(ours, theirs):
+    """Return (relative change of perplexity, its standard error) from the losses ``theirs`` to ``ours`` on the same tokens."""
+    difference = ours - theirs
+    ratio = exp(difference.mean().item())
+    return ratio - 1, ratio * difference.std().item() / sqrt(len(difference))
+
+
+def round_to_nearest(model):
+    """Round the linear layers of all blocks to GPTQ's grid, in place, and return ``model``: 4 bits, groups of 128 inputs, symmetric.
+
+    Nothing is calibrated: each weight takes the nearest of 16 values, scale x (-8 … 7), with scale = 2 max |weight| / 15 in its group.
+    The weights stay in the model's type, so this model is neither smaller nor faster.
+    """
+    import torch
+
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for name in LINEARS:
+                weight = layer.get_submodule(name).weight
+                groups = weight.float().view(weight.shape[0], -1, GROUP)
+                scale = (2 * groups.abs().amax(-1, keepdim=True) / (2**BITS - 1)).clamp(min=1e-8)
+                codes = (torch.round(groups / scale) + 2 ** (BITS - 1)).clamp(0, 2**BITS - 1)
+                weight.copy_(((codes - 2 ** (BITS - 1)) * scale).view_as(weight))
+    return model
+
+
+def make_row(step, device, figures, tpot_s=None, **other):
+    """Return the row (a dict that JSON can hold) of ``step`` for ``save``: figures from ``score``, tpot_s in seconds, sizes in bytes.
+
+    other: keys to set differently, e.g. those of ``rounded``.
+    """
+    row = {
+        "title": step.title, "tier": step.tier, "device": device, "model": step.model, "format": step.format,
+        "weight_bytes": other.get("weight_bytes") or step.bytes,
+        "checkpoint": Path(step.checkpoint).name if step.is_folder else step.checkpoint, "protocol": PROTOCOL,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": {name: installed(name) for name in PACKAGES},
+        "missing": "",
+    }  # fmt: skip
+    return row | dict.fromkeys(NUMBERS) | figures | {"tpot_s": tpot_s} | other
+
+
+def rounded(step, shape):
+    """The keys of a row that differ where ``step``'s model was rounded to nearest: its name, and its bytes as if packed like GPTQ's."""
+    return {"title": f"{step.title.rsplit(' ', 1)[0]} rounded", "format": "rtn", "weight_bytes": shape.weight_bytes("gptq")}
+
+
+def missing_row(key, tier, device, reason):
+    """Return the row of what could not be measured here: step ``key``, or "rtn" and "13b-rtn". reason: why, a sentence.
+
+    Nothing is asked of the Hub; outside the embedded tier, bytes are those of Llama-2's shape.
+    """
+    step = {**STEPS, **VARIANTS}[{"rtn": 2, "13b-rtn": "13b-bf16"}.get(key, key)]
+    step = replace(step, tier=tier, checkpoint=str(CHECKPOINTS / step.embedded) if tier == "embedded" else step.hub)
+    shape = step.shape if tier == "embedded" else LLAMA_2[step.model]
+    other = rounded(step, shape) if str(key).endswith("rtn") else {"weight_bytes": shape.weight_bytes(step.format)}
+    return make_row(step, device, {}, missing=reason, **other)
+
+
+def save(rows, path=None):
+    """Write ``rows`` ({step key: row of ``make_row``}) to ``quality.json`` in the results folder, all at once: it is never half written."""
+    path = Path(path or results_dir() / "quality.json")
+    partial = path.with_name(path.name + ".partial")
+    content = {"schema": SCHEMA, "rows": {str(key): row for key, row in rows.items()}}
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read(path=None):
+    """Return what ``save`` wrote, {step key: row}; {} without a file. What is damaged is reported in a sentence and left out."""
+    path = Path(path or results_dir() / "quality.json")
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        rows = content["rows"].items() if content["schema"] == SCHEMA else None
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        rows = None
+    if rows is None:
+        print(f"{path.name} is cut off or of another kind: run notebook 08 again.", file=sys.stderr)
+        return {}
+    good = {key: row for key, row in rows if _usable(row)}
+    if len(good) < len(rows):
+        print(f"{path.name}: {len(rows) - len(good)} of {len(rows)} rows cannot be used and are skipped; run notebook 08 again.", file=sys.stderr)
+    return {int(key) if key.isdecimal() else key: row for key, row in good.items()}
+
+
+def _usable(row):
+    """Whether ``row`` has what tables and charts need: REQUIRED, finite numbers, and a perplexity unless it is missing."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in REQUIRED.items()) or row["tier"] not in KNOWN:
+        return False
+    numbers = [row[key] for key in NUMBERS if row.get(key) is not None]
+    finite = all(isinstance(number, (int, float)) and not isinstance(number, bool) and -inf < number < inf for number in numbers)
+    return finite and (bool(row["missing"]) or (row.get("perplexity") or 0) >= 1)
+
+
+def _losses(logits, targets):
+    """Negative log-likelihood of each target: computed in float32, returned in float64 on the host."""
+    import torch
+
+    pairs = zip(logits.split(CHUNK), targets.split(CHUNK))
+    return torch.cat([torch.nn.functional.cross_entropy(each.float(), wanted, reduction="none") for each, wanted in pairs]).double().cpu()
