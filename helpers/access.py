@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from helpers.errors import CheckpointError
 
-MIRRORS = {"meta-llama/Llama-2-7b-hf": "NousResearch/Llama-2-7b-hf"}  # ungated repositories with the same weights
+MIRRORS = {f"meta-llama/Llama-2-{size}-hf": f"NousResearch/Llama-2-{size}-hf" for size in ("7b", "13b")}  # ungated, with the same weights
 OUR_MISTAKES = (ImportError, AttributeError, NameError, TypeError, KeyError)  # never to be explained as the Hub's
 TRIES, TIMEOUT, LONGEST_WAIT = 3, 5, 30  # TIMEOUT and LONGEST_WAIT in seconds
 FULL = "the disk is full: make room, or set HF_HOME to a folder on another disk and restart the kernel"

@@ -59,11 +59,11 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
     jobs = [Job(key, tier, size, round=n, **options) for n, size, key in product(range(1, rounds + 1), sizes, keys)]
     id, rows = _begin(jobs, path)
     found, done = Run(id, rows), {row["job"] for row in rows}
-    todo = [job for job in jobs if job.name not in done]
+    todo, failed = [job for job in jobs if job.name not in done], set()
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="benchmark") as bar:
         for job in todo:
             bar.set_description(f"{job.key} {job.size}".strip())
-            if not any(found.problems.get(other.name) for other in jobs if (other.key, other.size) == (job.key, job.size)):
+            if (job.key, job.size) not in failed:
                 busy = _busy_cores()
                 if busy > 0.3 and not found.busy:
                     tqdm.write(f"Other programs keep {busy:.1f} cores busy: figures of a CPU will be far too slow. Close them and measure again.")
@@ -72,6 +72,7 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
                 problem = problem or next(filter(None, (refusal(row, found.rows + new) for row in new)), "")
                 if problem:
                     found.problems[job.name] = problem
+                    failed.add((job.key, job.size))
                 for row in new if not problem else ():
                     found.rows.append(row | {"run": id, "job": job.name, "round": job.round, "busy_cores_before": busy, "command": _command(job, keys, rounds)})
                     ledger.append(found.rows[-1], path)
@@ -105,7 +106,18 @@ def _begin(jobs, path):
 
 
 def _in_a_process(job):
-    """(rows, problem) of ``job``, measured in a new process; problem is a sentence, or ""."""
+    """(rows, problem) of ``job``, measured in a new process; problem is a sentence, or "".
+
+    Its checkpoint is fetched or written before, in this process, whose progress bars can be seen.
+    """
+    from helpers import download
+
+    try:
+        step = job.step()
+        if not step.is_folder:
+            download.fetch(step)
+    except CourseError as error:
+        return [], str(error)
     command = [sys.executable, "-m", "helpers.job", json.dumps(asdict(job))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
         try:

@@ -123,8 +123,9 @@ def better_completion(found):
     if not first or not last or not first["perplexity"] or not last["perplexity"] or last["tier"] == "synthetic" or first["protocol"] != last["protocol"]:
         return None
     said = f"perplexity {first['perplexity']:.3f} ({first['title']}) and {last['perplexity']:.3f} ({last['title']}) over {last['tokens']:,} tokens"
-    better = last["perplexity"] < first["perplexity"]
-    return (HOLDS if better else NOT), f"{said}; 15 tokens read by eye could not show it"
+    if abs(compare.change(first["perplexity"], last["perplexity"])) < 1:
+        return UNKNOWN, f"{said}: less than 1 % apart, which can be chance"
+    return (HOLDS if last["perplexity"] < first["perplexity"] else NOT), f"{said}; 15 tokens read by eye could not show it"
 
 
 def gap_is_memory_work(found):

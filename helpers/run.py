@@ -13,6 +13,7 @@ from helpers.article import ROOT
 from helpers.errors import CourseError
 
 NOTEBOOKS = ROOT / "notebooks"
+LEFT = ("ledger.jsonl", "comparison.md", "comparison.png", "waterfall.png", "quality.json", "quality.png", "claims.md")
 
 
 def execute(path, output):
@@ -82,9 +83,9 @@ def main(names):
             return 1
         print(f"  done in {time.perf_counter() - started:.1f} s", flush=True)
     comparison = results / "comparison.md"
-    if paths[-1].name.startswith("05") and comparison.is_file():
+    if any(path.name.startswith("05") for path in paths) and comparison.is_file():
         print(f"\n{comparison.read_text(encoding='utf-8')}")
-    left = [name for name in ("ledger.jsonl", "comparison.md", "comparison.png") if (results / name).is_file()]
+    left = [name for name in LEFT if (results / name).is_file()]
     print(f"In {_shown(results)}: {', '.join(['the executed notebooks', *left])}.")
     return 0
 

@@ -1,15 +1,21 @@
 """How long do the commands take, and how much memory? ``python tests/benchmark.py`` (after ``make run`` has set up .venv).
 
+``python tests/benchmark.py writer`` holds the writer of synthetic checkpoints against the disk, ``… overhead`` what our timing adds to a call.
+
 Prints a table: wall seconds of each command, and the peak of the resident memory of all its processes together, read five times a
 second (pages that processes share count once for each of them, so it is an upper bound). Not a test: nothing is asserted.
 """
 
+import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import psutil
 
@@ -56,8 +62,66 @@ def measure(name, command, results):
     return wall, peak, child.returncode
 
 
+def writer(pairs=3):
+    """Write a checkpoint with 13B's widths, and the same bytes from one buffer, in turns; print the ratio of their speeds and the memory."""
+    sys.path.insert(0, str(ROOT))
+    from helpers import steps, synthetic
+
+    wide, ratios = steps.LLAMA_2["13B"], []
+    shape = steps.Shape(wide.hidden_size, wide.intermediate_size, 6)
+    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+        for number in range(pairs + 1):  # the first pair is a warm-up
+            started = time.perf_counter()
+            synthetic.write(shape, "bf16", Path(folder) / "checkpoint")
+            os.sync()
+            ours, size = time.perf_counter() - started, sum(file.stat().st_size for file in (Path(folder) / "checkpoint").iterdir())
+            shutil.rmtree(Path(folder) / "checkpoint")
+            started, block = time.perf_counter(), os.urandom(2**24)
+            with open(Path(folder) / "plain", "wb", buffering=0) as file:
+                for _ in range(size // len(block)):
+                    file.write(block)
+            os.sync()
+            plain = time.perf_counter() - started
+            (Path(folder) / "plain").unlink()
+            if number:
+                ratios.append(plain / ours)
+                print(f"writer {size / ours / 1e9:.2f} GB/s, plain write {size / plain / 1e9:.2f} GB/s: {100 * plain / ours:.0f} %", flush=True)
+    peak = getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    print(f"median {100 * statistics.median(ratios):.0f} % of the disk's speed; peak memory {peak / 1e9:.2f} GB")
+
+
+def overhead(pairs=60):
+    """Call generate alone and through generate_once, in turns; print the median ratio, and the time that our own lines take in a call."""
+    sys.path.insert(0, str(ROOT))
+    from helpers import loading, steps, timing
+
+    model, tokenizer = loading.load(steps.get_step(2, tier="embedded"))
+    ids, tokens, plain, inside, ratios = timing.tokenise(model, tokenizer), 100, model.generate, [0.0], []
+
+    def timed(*arguments, **options):
+        started = time.perf_counter()
+        output = plain(*arguments, **options)
+        inside[0] = time.perf_counter() - started
+        return output
+
+    def bare():
+        started = time.perf_counter()
+        plain(ids, do_sample=False, temperature=None, top_p=None, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=2)
+        return time.perf_counter() - started
+
+    model.generate = timed
+    for number in range(pairs):
+        alone, (call, _) = bare(), timing.generate_once(model, tokenizer, new_tokens=tokens)
+        if number >= 5:
+            ratios.append((call.wall / alone, call.wall / inside[0]))
+    print(f"our wall time / generate alone: median {statistics.median(r[0] for r in ratios):.4f} over {len(ratios)} pairs")
+    print(f"our wall time / the generate inside of it: median {statistics.median(r[1] for r in ratios):.5f}")
+
+
 def main():
     chosen = sys.argv[1:] or list(COMMANDS)
+    if chosen in (["writer"], ["overhead"]):
+        return globals()[chosen[0]]()
     print(f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB")
     for name in chosen:
         with tempfile.TemporaryDirectory() as results:

@@ -51,7 +51,7 @@ def test_the_gap_between_wall_and_cpu():
         assert verdict("gap_is_memory_work", found) == expected
 
 
-@pytest.mark.parametrize(("first", "last", "expected"), [(5.5, 5.0, claims.HOLDS), (5.0, 5.5, claims.NOT)])
+@pytest.mark.parametrize(("first", "last", "expected"), [(5.5, 5.0, claims.HOLDS), (5.0, 5.5, claims.NOT), (5.0, 4.97, claims.UNKNOWN)])
 def test_better_completion_is_a_matter_of_perplexity(first, last, expected):
     found = evidence((1, 1, 1, 1), (1, 1, 1, 1), quality=(("1", first), ("4", last)))
     assert verdict("better_completion", found) == expected

@@ -1,26 +1,55 @@
-"""Recorded figures and the README's table are the same measurement."""
+"""Recorded figures, the charts drawn from them, and the README's table are the same measurements."""
 
 import re
 
 import pytest
 
-from helpers import compare, ledger
+from helpers import benchmark, compare, ledger, limits, quality, results
 from helpers.article import ROOT
 from helpers.plots import comparison_table
 
-RUNS = sorted((ROOT / "data" / "recorded").glob("*/ledger.jsonl"))
+RECORDED = ROOT / "data" / "recorded"
+RUNS = sorted(path.parent for path in RECORDED.glob("*/ledger.jsonl"))
+NOTEBOOKS = [folder for folder in RUNS if (folder / "comparison.md").is_file()]
+BENCHMARKS = [folder for folder in RUNS if folder not in NOTEBOOKS]
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.parent.name)
-def test_recorded_rows_are_complete(path, capsys):
-    rows = ledger.read(path)
+@pytest.mark.parametrize("folder", NOTEBOOKS, ids=lambda f: f.name)
+def test_rows_of_the_notebooks(folder, capsys):
+    rows = ledger.read(folder / "ledger.jsonl")
     assert not capsys.readouterr().err and {r["step"] for r in rows} == {1, 2, 3, 4}
     assert len({(r["tier"], r["device"]) for r in rows}) == 1
-    report = (path.parent / "comparison.md").read_text(encoding="utf-8")
-    assert report == compare.report({r["step"]: r for r in rows})
+    assert (folder / "comparison.md").read_text(encoding="utf-8") == compare.report({r["step"]: r for r in rows})
 
 
-def test_the_readme_quotes_the_recorded_run():
-    rows = {r["step"]: r for r in ledger.read(ROOT / "data" / "recorded" / "cpu-2-cores" / "ledger.jsonl")}
+@pytest.mark.parametrize("folder", BENCHMARKS, ids=lambda f: f.name)
+def test_rows_of_the_benchmark(folder, capsys):
+    """Complete, on one device, none faster than its floor, with the command that made them; table and charts are drawn from them."""
+    rows = ledger.read(folder / "ledger.jsonl")
+    assert not capsys.readouterr().err and len({(r["tier"], r["device"]) for r in rows}) == 1
+    for row in rows:
+        assert benchmark.refusal(row, rows) == "" and row["command"].startswith("python -m helpers.benchmark ") and row["versions"]["torch"]
+        assert row["busy_cores_before"] < 0.5, "other programs were running"
+    with_name = [row for row in limits.recorded_rows() if row["recorded"] == folder.name]
+    assert (folder / "table.txt").read_text(encoding="utf-8") == f"{results.where(with_name[0])}\n{results.table(rows).to_string()}\n"
+    assert all((folder / f"{name}.png").stat().st_size > 10_000 for name in ("operations", "waterfall"))
+
+
+def test_what_is_recorded():
+    """The four steps at three sizes, the real shapes of Llama-2 among them, and the quality of the embedded models."""
+    steps = {(row["parameters"], row["format"]) for row in limits.recorded_rows()}
+    assert {(6_738_415_616, "bf16"), (6_738_415_616, "int8"), (6_738_415_616, "gptq"), (13_015_864_320, "gptq")} <= steps
+    figures = quality.read(RECORDED / "cpu-2-cores-embedded" / "quality.json")
+    assert figures[2]["perplexity"] < figures[3]["perplexity"] < figures["rtn"]["perplexity"] and not any(row["missing"] for row in figures.values())
+
+
+def test_a_recorded_figure_is_never_the_readers():
+    for row in limits.recorded_rows():
+        assert results.where(row).startswith("recorded on 2026-")
+
+
+def test_the_readme_quotes_the_recorded_runs():
+    rows = {r["step"]: r for r in ledger.read(RECORDED / "cpu-2-cores" / "ledger.jsonl")}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert compare.markdown(comparison_table(rows)) in readme and not re.search(r"[A-Z]+_[A-Z]+$", readme, re.MULTILINE)
+    assert len(re.findall(r"!\[[^\]]{20,}\]\(data/recorded/[\w-]+/\w+\.png\)", readme)) >= 2

@@ -1,11 +1,11 @@
-"""Draw the recorded runs again: ``python -m data.recorded``. The charts are written beside the rows that they show."""
+"""Draw the recorded runs of the benchmark again: ``python -m data.recorded``. Table and charts are written beside the rows that they show."""
 
 from helpers import breakdown, limits, results
 
-for name in sorted({row["recorded"] for row in limits.recorded_rows()}):
-    rows = [row for row in limits.recorded_rows() if row["recorded"] == name and "run" in row]
-    if rows:
-        folder = limits.ROOT / "data" / "recorded" / name
-        (folder / "table.txt").write_text(f"{results.where(rows[-1] | {'recorded': name})}\n{results.table(rows).to_string()}\n", encoding="utf-8")
-        breakdown.operations_chart(rows, save_as=folder / "operations.png")
-        breakdown.waterfall_chart(rows, save_as=folder / "waterfall.png")
+RECORDED = limits.recorded_rows()
+
+for name in sorted({row["recorded"] for row in RECORDED if "run" in row}):
+    rows, folder = [row for row in RECORDED if row["recorded"] == name], limits.ROOT / "data" / "recorded" / name
+    (folder / "table.txt").write_text(f"{results.where(rows[0])}\n{results.table(rows).to_string()}\n", encoding="utf-8")
+    breakdown.operations_chart(rows, save_as=folder / "operations.png")
+    breakdown.waterfall_chart(rows, save_as=folder / "waterfall.png")
