@@ -42,7 +42,7 @@ def operations_chart(rows, save_as=None):
     """Draw the shares of the kinds of operation in one decode step, a bar for each step in ``rows``; return what ``plots.show`` returns."""
     measured = by_step(rows)
     first = next(iter(measured.values()))
-    figure, axes = plots.figure(f"One decode step by kind of operation (torch.profiler)\n{where(first)}", "share of the step, %", "", size=(9, 1.6 + 0.42 * len(measured)))
+    figure, axes = plots.figure(f"One decode step by kind of operation (torch.profiler)\n{_two_lines(first)}", "share of the step, %", "", size=(9, 1.6 + 0.42 * len(measured)))
     texts = []
     for place, row in enumerate(measured.values()):
         total, left = sum(row["operations_s"].values()), 0
@@ -91,7 +91,7 @@ def waterfall_chart(rows, save_as=None):
         print("Steps 1 and 4 are both needed for this chart.")
         return None
     first, last = found["1"], found["4"]
-    title = f"From {first['title']} to {last['title']}, first call of generate, {first['new_tokens']} new tokens\n{where(first)}"
+    title = f"From {first['title']} to {last['title']}, first call of generate, {first['new_tokens']} new tokens\n{_two_lines(first)}"
     figure, axes = plots.figure(title, "seconds", "", size=(9, 1.2 + 0.38 * (len(parts) + 2)))
     highest = max(value for _, before, after in parts for value in (before, after or 0))
     bars = [(f"{first['title']}, first call", 0, first["wall_s"], "total"), *((*part, "change") for part in parts)]
@@ -112,3 +112,7 @@ def waterfall_chart(rows, save_as=None):
     axes.set_xlim(0, highest * 1.15)
     axes.invert_yaxis()
     return plots.show(figure, f"{where(first)}. " + "; ".join(texts) + ".", save_as)
+
+
+def _two_lines(row):
+    return where(row).replace(", ", "\n", 1)

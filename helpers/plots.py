@@ -9,7 +9,7 @@ from helpers.words import seconds
 
 TIERS = {
     "embedded": "embedded stand-ins (not Llama-2)",
-    "synthetic": "Llama-2's shapes with random weights",
+    "synthetic": "full-size shapes with random weights",
     "hub": "Llama-2 from the Hub",
     "own": "a checkpoint of your own",
 }

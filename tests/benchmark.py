@@ -96,9 +96,10 @@ def overhead(pairs=60):
     from helpers import loading, steps, timing
 
     model, tokenizer = loading.load(steps.get_step(2, tier="embedded"))
-    ids, tokens, plain, inside, ratios = timing.tokenise(model, tokenizer), 100, model.generate, [0.0], []
+    ids, tokens, plain, inside, ratios, same = timing.tokenise(model, tokenizer), 100, model.generate, [0.0], [], {}
 
     def timed(*arguments, **options):
+        same.update({name: value for name, value in options.items() if name != "logits_processor"})
         started = time.perf_counter()
         output = plain(*arguments, **options)
         inside[0] = time.perf_counter() - started
@@ -106,10 +107,11 @@ def overhead(pairs=60):
 
     def bare():
         started = time.perf_counter()
-        plain(ids, do_sample=False, temperature=None, top_p=None, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=2)
+        plain(ids, **same)
         return time.perf_counter() - started
 
     model.generate = timed
+    timing.generate_once(model, tokenizer, new_tokens=tokens)
     for number in range(pairs):
         alone, (call, _) = bare(), timing.generate_once(model, tokenizer, new_tokens=tokens)
         if number >= 5:

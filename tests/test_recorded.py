@@ -11,6 +11,7 @@ from helpers.plots import comparison_table
 RECORDED = ROOT / "data" / "recorded"
 RUNS = sorted(path.parent for path in RECORDED.glob("*/ledger.jsonl"))
 NOTEBOOKS = [folder for folder in RUNS if (folder / "comparison.md").is_file()]
+COLUMNS = ["kernel", "first call", "warm call", "TPOT", "floor", "TPOT / floor"]
 BENCHMARKS = [folder for folder in RUNS if folder not in NOTEBOOKS]
 
 
@@ -52,4 +53,6 @@ def test_the_readme_quotes_the_recorded_runs():
     rows = {r["step"]: r for r in ledger.read(RECORDED / "cpu-2-cores" / "ledger.jsonl")}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert compare.markdown(comparison_table(rows)) in readme and not re.search(r"[A-Z]+_[A-Z]+$", readme, re.MULTILINE)
+    llama = ledger.read(RECORDED / "cpu-2-cores-llama-2" / "ledger.jsonl")
+    assert compare.markdown(results.table(llama)[COLUMNS]) in readme
     assert len(re.findall(r"!\[[^\]]{20,}\]\(data/recorded/[\w-]+/\w+\.png\)", readme)) >= 2
