@@ -9,20 +9,21 @@ Every result is a row of the ledger. Interrupted, the same command goes on with 
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from itertools import product
+from pathlib import Path
 
-from helpers import ledger, results, steps, tiers, timing
+from helpers import checks, ledger, results, steps, tiers, timing
 from helpers.article import NEW_TOKENS, ROOT
-from helpers.errors import CourseError, PromptError, TokenCountError
-from helpers.job import Job
+from helpers.errors import CourseError, PromptError, TokenCountError, UnknownStepError
+from helpers.job import MARK, Job
 
 ROUNDS = 2
 
@@ -53,11 +54,13 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
         raise PromptError("Rounds, batch sizes and prompt lengths are 1 or more.")
     if options.get("repeats", 1) < 1 or options.get("warmups", 0) < 0:
         raise TokenCountError("A benchmark needs at least 1 repeat, and no fewer than 0 warm-ups.")
+    if not keys or options.get("layers") and not all(sizes):
+        raise UnknownStepError("Name at least one step; and a number of layers only together with a size.")
     for key in keys:
         steps.get_step(key, tier="embedded")  # an unknown one is said before anything runs
     tier = tiers.choose_tier(tier)[0]
     jobs = [Job(key, tier, size, round=n, **options) for n, size, key in product(range(1, rounds + 1), sizes, keys)]
-    id, rows = _begin(jobs, path)
+    id, rows, unfinished = _begin(jobs, path)
     found, done = Run(id, rows), {row["job"] for row in rows}
     todo, failed = [job for job in jobs if job.name not in done], set()
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="benchmark") as bar:
@@ -77,6 +80,7 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
                     found.rows.append(row | {"run": id, "job": job.name, "round": job.round, "busy_cores_before": busy, "command": _command(job, keys, rounds)})
                     ledger.append(found.rows[-1], path)
             bar.update()
+    unfinished.unlink(missing_ok=True)
     return found
 
 
@@ -94,15 +98,19 @@ def refusal(row, rows):
 
 
 def _begin(jobs, path):
-    """(id, rows) of the run to go on with: the ledger's last one of the same jobs, if it is not complete; else a new id and no rows."""
-    what = json.dumps([asdict(job) for job in jobs] + [{name: ledger.installed(name) for name in ledger.PACKAGES}], default=str)
-    mark = hashlib.sha256(what.encode()).hexdigest()[:8]
-    device = tiers.device_name(jobs[0].device)
-    earlier = [row for row in ledger.read(path) if str(row.get("run", "")).endswith(mark) and row["device"] == device]
-    last = [row for row in earlier if row["run"] == earlier[-1]["run"]]
-    if last and {row["job"] for row in last} != {job.name for job in jobs}:
-        return last[-1]["run"], last
-    return f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}-{mark}", []
+    """(id, rows, file) of the run to go on with, if one of the same jobs was interrupted; else a new id and no rows.
+
+    file: stands beside the ledger until the run is finished, and holds its id.
+    """
+    about = [{name: ledger.installed(name) for name in ledger.PACKAGES}, tiers.device_name(jobs[0].device)]
+    mark = hashlib.sha256(json.dumps([asdict(job) for job in jobs] + about, default=str).encode()).hexdigest()[:8]
+    unfinished = (Path(path).parent if path else ledger.results_dir()) / f"benchmark-{mark}.unfinished"
+    if unfinished.is_file():
+        id = unfinished.read_text(encoding="utf-8")
+        return id, [row for row in ledger.read(path) if row.get("run") == id], unfinished
+    id = f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}-{mark}"
+    unfinished.write_text(id, encoding="utf-8")
+    return id, [], unfinished
 
 
 def _in_a_process(job):
@@ -115,8 +123,12 @@ def _in_a_process(job):
     try:
         step = job.step()
         if not step.is_folder:
+            if tiers.gpu_count() < 2:  # said before gigabytes are fetched for nothing
+                checks.check_memory(step.bytes, tiers.get_device(job.device))
             download.fetch(step)
     except CourseError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # a download that the reader stopped: stop it all
+            raise KeyboardInterrupt from error
         return [], str(error)
     command = [sys.executable, "-m", "helpers.job", json.dumps(asdict(job))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
@@ -125,11 +137,12 @@ def _in_a_process(job):
         except BaseException:
             worker.kill()
             raise
-    with contextlib.suppress(ValueError, IndexError):
-        answer = json.loads(out.splitlines()[-1])
-        return answer["rows"], answer["problem"]
-    if worker.returncode < 0:
-        return [], f"{job.key}: its process was ended by signal {-worker.returncode}, most likely because the memory ran out."
+    for line in out.splitlines():
+        if line.startswith(MARK):
+            answer = json.loads(line.removeprefix(MARK))
+            return answer["rows"], answer["problem"]
+    if worker.returncode == -signal.SIGKILL:
+        return [], f"{job.key}: its process was killed, most likely because the memory ran out."
     return [], f"{job.key}: its process failed: {(errors.strip() or 'it said nothing').splitlines()[-1]}"
 
 
@@ -173,7 +186,11 @@ def main(arguments=None):
     given = parser.parse_args(arguments)
     try:
         lengths = tuple(None if n == "article" else int(n) for n in given.prompt_tokens)
-        keys = [int(key) if key.isdigit() else key for key in given.steps]
+    except ValueError:
+        print("--prompt-tokens takes whole numbers, or the word article.", file=sys.stderr)
+        return 2
+    keys = [int(key) if key.isdigit() else key for key in given.steps]
+    try:
         found = run(
             keys, given.tier, given.size, given.rounds, layers=given.layers, prompt_tokens=lengths, batches=tuple(given.batch), new_tokens=given.new_tokens,
             warmups=given.warmups, repeats=given.repeats, device=given.device,
@@ -181,8 +198,8 @@ def main(arguments=None):
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
-    except ValueError:
-        print("--prompt-tokens takes whole numbers, or the word article.", file=sys.stderr)
+    except OSError as error:
+        print(f"The ledger could not be written ({error}): make room, or set RESULTS_DIR to another folder; then the same command goes on.", file=sys.stderr)
         return 2
     if found.rows:
         print(f"\n{results.where(found.rows[0])}\n{results.table(found.rows).to_string()}")

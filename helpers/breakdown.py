@@ -11,7 +11,8 @@ CHAIN = (  # (what changes, the step after it, which of its calls): one thing at
     ("bfloat16 in place of float16", "2", "warm_wall_s"),
     ("back to float16", "fp16 again", "warm_wall_s"),
     ("4 bits, plain kernel", "gptq-torch", "warm_wall_s"),
-    ("4 bits, best kernel", "3", "warm_wall_s"),
+    ("4 bits, ExLlamaV2 kernel", "gptq-exllama_v2", "warm_wall_s"),
+    ("4 bits, the kernel of step 3", "3", "warm_wall_s"),
     ("larger model", "4", "warm_wall_s"),
     ("start-up of step 4", "4", "wall_s"),
 )
@@ -41,6 +42,9 @@ def first_call_table(rows):
 def operations_chart(rows, save_as=None):
     """Draw the shares of the kinds of operation in one decode step, a bar for each step in ``rows``; return what ``plots.show`` returns."""
     measured = by_step(rows)
+    if not measured:
+        print("No step was measured with the article's prompt, so there is nothing to draw.")
+        return None
     first = next(iter(measured.values()))
     figure, axes = plots.figure(f"One decode step by kind of operation (torch.profiler)\n{_two_lines(first)}", "share of the step, %", "", size=(9, 1.6 + 0.42 * len(measured)))
     texts = []

@@ -12,7 +12,10 @@ from itertools import product
 
 from helpers import ledger, steps, tiers, timing
 from helpers.article import NEW_TOKENS, PROMPT
-from helpers.errors import CourseError
+from helpers.errors import CourseError, PromptError
+
+
+MARK = "result of the job: "  # begins the line that the benchmark reads
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Job:
 
     def step(self):
         """The Step to load; a synthetic size takes the place of the article's."""
-        step = steps.get_step(self.key, tier=self.tier)
+        step = steps.get_step(self.key, tier="embedded" if self.size else self.tier)  # of a size, only format and type are the step's
         if self.size:
             from helpers import synthetic
 
@@ -59,6 +62,9 @@ def measure(job):
     from helpers import bandwidth, loading, memory, profiling
 
     step = job.step()
+    longest = max(tokens or 0 for tokens in job.prompt_tokens) + job.new_tokens
+    if longest > (context := steps.read_json(step.checkpoint, "config.json")["max_position_embeddings"] if step.is_folder else longest):
+        raise PromptError(f"{step.title}: {longest} tokens are more than its context of {context}: shorten --prompt-tokens.")
     size, device = step.shape.read_bytes(step.format), tiers.get_device(job.device)
     speed = bandwidth.measure(device, size)
     started = time.perf_counter()
@@ -112,7 +118,7 @@ def main(text):
             problem = str(error)
         except Exception as error:  # a compiler that is missing, a kernel that refuses: other steps go on
             problem = f"{job['key']}: {type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-    print(json.dumps({"rows": rows, "problem": problem}))
+    print(f"{MARK}{json.dumps({'rows': rows, 'problem': problem})}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from helpers.words import seconds
 
 
 def pool(rows):
-    """Return {(step's key, model, prompt tokens, batch): one dict} of ``rows``, with the warm calls of all rounds together.
+    """Return {(step's key, title, prompt tokens, batch, whether it is the article's prompt): one dict} of ``rows``, with the warm calls of all rounds together.
 
-    Each is its newest row, with cold_wall_s and the other cold figures the median of the rounds, and wall, TTFT and TPOT those of all
-    warm calls; floor_tpot_s is at the best bandwidth of the rounds; over_floor is TPOT / floor.
+    Each is its newest row with the first call's figures (wall_s, …) as medians of the rounds, and the warm ones (warm_wall_s, warm_ttft_s,
+    tpot_s, …) as medians of all warm calls; floor_tpot_s is at the best bandwidth of the rounds, over_floor is TPOT / floor.
     """
     groups = {}
     for row in rows:
-        groups.setdefault((row["variant"] or row["step"], row["title"], row["prompt_tokens"], row["batch"]), []).append(row)
+        groups.setdefault((row["variant"] or row["step"], row["title"], row["prompt_tokens"], row["batch"], row["prompt"] == PROMPT), []).append(row)
     pooled = {}
     for key, group in groups.items():
         calls = [Call(**call) for row in group for call in row["warm"]]

@@ -14,7 +14,7 @@ import pytest
 
 from helpers import benchmark, breakdown, job, ledger, memory, profiling, results, steps
 from helpers.article import PROMPT, ROOT
-from helpers.errors import CourseError, UnknownStepError
+from helpers.errors import CheckpointError, CourseError, UnknownStepError
 
 QUICK = {"repeats": 2, "warmups": 1, "tier": "embedded"}
 OTHER_TOOL = ["optimum-benchmark==0.6.0", "hydra-core==1.3.2", "omegaconf==2.3.0", "antlr4-python3-runtime==4.9.3", "flatten-dict==0.4.2", "six==1.17.0", "colorlog==6.9.0"]
@@ -99,8 +99,32 @@ def test_interrupted_it_keeps_what_it_has_and_goes_on(measured, tmp_path, monkey
     first = benchmark.run((1, 2), rounds=2, path=path, **QUICK)
     assert asked[3:] == [(1, 2), (2, 2)] and len(first.rows) == 4 and len({row["run"] for row in first.rows}) == 1
     benchmark.run((2,), rounds=1, path=path, **QUICK)  # another plan
-    assert benchmark.run((1, 2), rounds=2, path=path, **QUICK).id != first.id or len(asked) == 10
-    assert len(ledger.read(path)) == 9
+    assert len(benchmark.run((1, 2), rounds=2, path=path, **QUICK).rows) == 4 and asked[6:] == [(1, 1), (2, 1), (1, 2), (2, 2)]
+    assert len(ledger.read(path)) == 9 and not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_step_that_never_works_does_not_bring_old_rows_back(measured, tmp_path, monkeypatch):
+    row, asked = {k: v for k, v in measured[0].rows[0].items() if k not in ("run", "job", "round", "command", "busy_cores_before")}, []
+    monkeypatch.setattr(benchmark, "_in_a_process", lambda each: asked.append(each.key) or (([row], "") if each.key == 1 else ([], "not here")))
+    for _ in range(2):
+        assert len(benchmark.run((1, "gptq-marlin"), rounds=2, path=tmp_path / "ledger.jsonl", **QUICK).rows) == 2
+    assert asked == [1, "gptq-marlin", 1] * 2
+
+
+def test_a_download_that_is_interrupted_stops_the_benchmark(tmp_path, monkeypatch):
+    from helpers import download
+
+    def fetch(_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise CheckpointError("interrupted: what is here stays") from None
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    monkeypatch.setattr(job.Job, "step", lambda _: replace(steps.STEPS[2], checkpoint="meta-llama/none", tier="hub"))
+    monkeypatch.setattr(steps.Step, "bytes", 10)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark._in_a_process(job.Job(2, "hub"))
 
 
 def test_a_process_that_dies_is_a_sentence(monkeypatch):
@@ -108,9 +132,9 @@ def test_a_process_that_dies_is_a_sentence(monkeypatch):
     assert benchmark._in_a_process(job.Job(1, "embedded"))[1].startswith("1: its process failed")
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"batches": (0,)}, {"prompt_tokens": (0,)}, {"repeats": 0}, {"warmups": -1}])
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"batches": (0,)}, {"prompt_tokens": (0,)}, {"repeats": 0}, {"warmups": -1}, {"layers": 2}])
 def test_senseless_requests(wrong):
-    with pytest.raises(CourseError, match="1"):
+    with pytest.raises(CourseError, match="1|only together with a size"):
         benchmark.run((2,), tier="embedded", **wrong)
 
 
@@ -126,6 +150,7 @@ def test_a_size_with_random_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("SYNTHETIC_DIR", str(tmp_path))
     found = benchmark.run((3,), tier="embedded", sizes=("1.3B",), layers=1, rounds=1, repeats=1, warmups=0, path=tmp_path / "l.jsonl", new_tokens=3)
     (row,) = found.rows
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["llama-2-1.3b-1-layers-gptq"]  # and nothing of Llama-2's size
     assert (row["step"], row["variant"], row["tier"], row["title"]) == (0, "3", "synthetic", "1.3B cut to 1 layers GPTQ")
     assert row["weight_bytes"] == replace(steps.Shape(2048, 5504, 24), num_hidden_layers=1).weight_bytes("gptq")
 
@@ -138,8 +163,8 @@ def test_the_changes_add_up_and_a_missing_step_is_in_the_next(measured):
         known = {"step": int(key) if key.isdigit() else 0, "variant": "" if key.isdigit() else key, "title": key, "dtype": "bfloat16"}
         rows.append(base | known | {"wall_s": cold, "warm": [call]})
     parts = breakdown.changes(rows)
-    assert [after for _, _, after in parts] == [8, 6, 4, 5, None, 2, 3, 4.5]  # gptq-torch is missing; nothing goes back to float16
-    assert parts[5][1] == 5 and sum(after - before for _, before, after in parts if after is not None) == 4.5 - 9
+    assert [after for _, _, after in parts] == [8, 6, 4, 5, None, None, 2, 3, 4.5]  # two kernels are missing; nothing goes back to float16
+    assert parts[6][1] == 5 and sum(after - before for _, before, after in parts if after is not None) == 4.5 - 9
     on_gpu = [row | {"dtype": "float16"} if row["step"] == 3 else row for row in rows]
     assert ("back to float16", 5, 4) in breakdown.changes(on_gpu)
     assert breakdown.changes(rows[:-1]) == []

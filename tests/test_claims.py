@@ -12,7 +12,7 @@ def evidence(cold, warm, quality=(), **other):
     """Four steps with these first and warm calls (s); time a token and bytes follow from the warm call and the step."""
     rows = {}
     for n, (c, w) in enumerate(zip(cold, warm), start=1):
-        rows[str(n)] = BASE | {"wall_s": c, "warm_wall_s": w, "tpot_s": w / 15, "cpu_total_s": 0.9 * c, "weight_bytes": 200 if n == 2 else 100 * n, "title": str(n)} | other
+        rows[str(n)] = BASE | {"wall_s": c, "warm_wall_s": w, "tpot_s": w / 15, "cpu_total_s": 0.9 * c, "weight_bytes": 100 * n, "weight_bytes_loaded": 200, "title": str(n)} | other
     return claims.Evidence("here", rows, {k: {"perplexity": p, "protocol": "p", "tier": "hub", "title": k, "tokens": 9} for k, p in quality})
 
 
@@ -33,6 +33,7 @@ def verdict(name, found):
         ("eight_to_13b", (10, 5, 4, 2), (8, 4, 3, 2), claims.HOLDS),
         ("eight_to_13b", (2, 5, 4, 2), (8, 4, 3, 2), claims.NOT),
         ("thirteen_faster_than_seven", (1, 1, 1, 1), (1, 1, 1, 1.9), claims.NOT),
+        ("thirteen_faster_than_seven", (1, 1, 4.33, 3.22), (1, 1, 1, 1.9), claims.OTHERWISE),
         ("thirteen_faster_than_seven", (1, 1, 1, 1), (1, 1, 1, 1.01), claims.UNKNOWN),
         ("thirteen_faster_than_seven", (1, 1, 1, 1), (1, 1, 2, 1), claims.HOLDS),
         ("quantisation_saves_80_percent", (1, 1, 1, 1), (10, 10, 2, 2), claims.HOLDS),
@@ -42,6 +43,30 @@ def verdict(name, found):
 )
 def test_verdicts_follow_the_figures(name, cold, warm, expected):
     assert verdict(name, evidence(cold, warm)) == expected
+
+
+def test_a_slow_type_is_not_what_fewer_bits_save():
+    """A T4 emulates bfloat16: 4 bits are held against the faster 16-bit type."""
+    found = evidence((20, 20, 3, 3), (20, 20, 3, 3))
+    assert verdict("bf16_to_gptq", found) == verdict("quantisation_saves_80_percent", found) == claims.HOLDS
+    found.steps["fp16"] = found.steps["3"] | {"tpot_s": 3 / 15}
+    assert verdict("bf16_to_gptq", found) == verdict("quantisation_saves_80_percent", found) == claims.OTHERWISE
+
+
+def test_calls_that_differ_much_decide_nothing():
+    found = evidence((10, 9, 3, 3), (10, 9, 2, 2))
+    assert verdict("eight_to_bf16", found) == claims.HOLDS
+    found.steps["1"]["warm"] = [BASE["warm"][0] | {"wall": wall} for wall in (8, 10, 12)]
+    assert verdict("eight_to_bf16", found) == claims.UNKNOWN
+
+
+def test_a_size_of_ones_own_takes_no_steps_place():
+    row = BASE | {"tier": "synthetic", "device": "CPU", "prompt": "A great hobby to have is ", "prompt_tokens": 8, "batch": 1, "new_tokens": 15, "wall_s": 1, "ttft_s": 1}
+    row |= {"cpu_total_s": 1, "load_s": 1, "floor_tpot_s": 0.01, "title": "t", "run": "a"}
+    four = [row | {"step": n, "variant": "", "title": str(n)} for n in (1, 2, 3, 4)]
+    other = [row | {"step": 0, "variant": str(n), "title": f"1.3B {n}", "run": "b"} for n in (1, 2, 3, 4)]
+    assert {r["title"] for r in claims.own(four + other, {}).steps.values()} == {"1", "2", "3", "4"}
+    assert claims.own(other, {}).steps == {}
 
 
 def test_the_gap_between_wall_and_cpu():
@@ -62,7 +87,7 @@ def test_better_completion_is_a_matter_of_perplexity(first, last, expected):
 def test_bits_of_bf16():
     found = evidence((1, 1, 1, 1), (1, 1, 1, 1))
     assert verdict("bf16_changes_the_type_only", found) == claims.HOLDS
-    found.steps["2"]["weight_bytes"] = 210
+    found.steps["2"]["weight_bytes_loaded"] = 210
     assert verdict("bf16_changes_the_type_only", found) == claims.NOT
 
 
