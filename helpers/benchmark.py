@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 
-from helpers import checks, ledger, results, steps, tiers, timing
+from helpers import checks, ledger, plots, results, steps, tiers, timing
 from helpers.article import NEW_TOKENS, ROOT
 from helpers.errors import CourseError, PromptError, TokenCountError, UnknownStepError
 from helpers.job import MARK, Job
@@ -202,7 +202,7 @@ def main(arguments=None):
         print(f"The ledger could not be written ({error}): make room, or set RESULTS_DIR to another folder; then the same command goes on.", file=sys.stderr)
         return 2
     if found.rows:
-        print(f"\n{results.where(found.rows[0])}\n{results.table(found.rows).to_string()}")
+        print(f"\n{plots.where(found.rows[0])}\n{results.table(found.rows).to_string()}")
     for sentence in dict.fromkeys(found.problems.values()):
         print(f"Not measured: {sentence}")
     print(f"{len(found.rows)} rows of run {found.id} are in {ledger.results_dir() / 'ledger.jsonl'}.")

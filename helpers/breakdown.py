@@ -1,7 +1,8 @@
 """Where does the time go? Benchmark rows taken apart: first call and warm call, kinds of operation, and the change from step 1 to step 4."""
 
 from helpers import plots, profiling
-from helpers.results import by_step, where
+from helpers.plots import where
+from helpers.results import by_step
 from helpers.words import seconds
 
 CHAIN = (  # (what changes, the step after it, which of its calls): one thing at a time from the article's step 1 to its step 4

@@ -15,12 +15,18 @@ TIERS = {
 }
 COLOURS = {"CPU total": "#0072b2", "wall": "#e69f00"}  # Okabe and Ito's palette: distinct to colour-blind readers too
 HATCHES = {"CPU total": "///", "wall": ""}
+MARKERS = {"bf16": "o", "int8": "s", "nf4": "^", "gptq": "D", "rtn": "X"}
 KEYS = {"CPU total": "cpu_total_s", "wall": "wall_s"}
 
 
 def source(row):
     """Where ``row`` was measured, for a title: the tier and the device of a ledger row, or the article's platform."""
     return f"{TIERS[row['tier']]}, {row['device']}" if "tier" in row else "the article: Llama-2 on a T4, October 2023"
+
+
+def where(row):
+    """Tier and device of ``row`` for a title; of a recorded run with the date, so that it is never taken for the reader's own."""
+    return f"recorded on {row['date'][:10]}: {source(row)}" if row.get("recorded") else source(row)
 
 
 def label(number, rows):
@@ -76,6 +82,41 @@ def side_by_side_chart(rows, save_as=None):
         axes.set_title(where.replace(", ", "\n", 1), fontsize=10)
     figure.suptitle("First call of generate, 15 new tokens")
     text = f"Left, {comparison_text(article_rows())}\nRight, {comparison_text(rows)}"
+    return show(figure, text, save_as)
+
+
+def quality_chart(rows, save_as=None):
+    """Draw perplexity against bytes (left) and against time a token (right), all formats and sizes; return what ``show`` returns.
+
+    rows: {step key: row}, see helpers.quality. What was not measured is named as missing; fp16, the control, is left out.
+    """
+    from matplotlib.figure import Figure
+
+    rows = {key: row for key, row in rows.items() if key != "fp16"}
+    base = rows[2]
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    unit, name = (1e9, "GB") if base["weight_bytes"] > 1e9 else (1e6, "MB")
+    said, gone = [], []
+    for row in rows.values():
+        colour, fill = ("#d55e00", "none") if row["model"] == "13B" else ("#0072b2", "full")
+        style = {"marker": MARKERS[row["format"]], "color": colour, "fillstyle": fill, "linestyle": "", "markersize": 9}
+        if row["missing"]:
+            left.plot([], [], label=f"{row['title']}: missing", **style | {"marker": "$?$"})
+            gone.append(row["title"])
+            continue
+        left.plot(row["weight_bytes"] / unit, row["perplexity"], label=row["title"], **style)
+        if row["tpot_s"]:
+            right.plot(1000 * row["tpot_s"], row["perplexity"], **style)
+        time = f", {1000 * row['tpot_s']:.1f} ms" if row["tpot_s"] else ""
+        said.append(f"{row['title']} {row['perplexity']:.3f}, {row['weight_bytes'] / unit:.1f} {name}{time}")
+    for axes, label in ((left, f"weights, {name}"), (right, "ms a token")):
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_ylabel("perplexity (our protocol)")
+    figure.legend(loc="outside right center", frameon=False)
+    figure.suptitle(f"Quality against bytes and time\n{where(base)}", fontsize=10)
+    text = f"{where(base)}. Perplexity, bytes of the weights and time a token: {'; '.join(said)}. Missing: {', '.join(gone) or 'nothing'}."
     return show(figure, text, save_as)
 
 

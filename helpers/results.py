@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from statistics import median
 
-from helpers import plots
 from helpers.article import PROMPT
 from helpers.timing import Call
 from helpers.words import seconds
@@ -66,8 +65,3 @@ def by_step(rows):
     """Return {step's key as text: pooled row} of benchmark ``rows`` measured with the article's prompt and batch 1, in their order."""
     pooled = pool([row for row in rows if row["prompt"] == PROMPT and row["batch"] == 1])
     return {str(row["variant"] or row["step"]): row for row in pooled.values()}
-
-
-def where(row):
-    """Tier and device of ``row`` for a title; of a recorded run with the date, so that it is never taken for the reader's own."""
-    return f"recorded on {row['date'][:10]}: {plots.source(row)}" if row.get("recorded") else plots.source(row)

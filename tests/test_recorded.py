@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from helpers import benchmark, compare, ledger, limits, quality, results
+from helpers import benchmark, compare, ledger, limits, plots, quality, results
 from helpers.article import ROOT
 from helpers.plots import comparison_table
 
@@ -32,7 +32,7 @@ def test_rows_of_the_benchmark(folder, capsys):
         assert benchmark.refusal(row, rows) == "" and row["command"].startswith("python -m helpers.benchmark ") and row["versions"]["torch"]
         assert row["busy_cores_before"] < 0.5, "other programs were running"
     with_name = [row for row in limits.recorded_rows() if row["recorded"] == folder.name]
-    assert (folder / "table.txt").read_text(encoding="utf-8") == f"{results.where(with_name[0])}\n{results.table(rows).to_string()}\n"
+    assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{results.table(rows).to_string()}\n"
     assert all((folder / f"{name}.png").stat().st_size > 10_000 for name in ("operations", "waterfall"))
 
 
@@ -46,7 +46,7 @@ def test_what_is_recorded():
 
 def test_a_recorded_figure_is_never_the_readers():
     for row in limits.recorded_rows():
-        assert results.where(row).startswith("recorded on 2026-")
+        assert plots.where(row).startswith("recorded on 2026-")
 
 
 def test_the_readme_quotes_the_recorded_runs():
