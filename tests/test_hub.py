@@ -294,16 +294,16 @@ def images(path):
 
 
 def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
-    """The notebooks that load models, from the Hub, with a token: it reaches the server, and nothing that is printed, saved or started repeats it.
+    """Notebooks that load models, from the Hub, with a token: it reaches the server, and nothing that is printed, saved or started repeats it.
 
-    06 starts processes of its own, which do the same as 01 to 04: one of them is started here in its place.
+    08 loads what 01 and 02 load, and more. 06 starts processes of its own: one of them is started here in its place.
     """
     canary, results, command_lines = "hf_canaryThatMustNotBeSeen", tmp_path / "results", set()
     twins = {steps.LIKE_FOR_LIKE[0]: CHECKPOINTS / "small-gptq", steps.VARIANTS["13b-bf16"].hub: CHECKPOINTS / "large"}
     with Hub(ARTICLE | twins, token=canary) as hub:
         environment = settings(hub.url, tmp_path / "home", HF_TOKEN=canary, TIER="hub", RESULTS_DIR=str(results), HF_HUB_DOWNLOAD_TIMEOUT="10")
         with open(tmp_path / "printed.txt", "w") as printed:
-            programs = "helpers.run 00 01 02 03 04 05 08", "helpers.benchmark fp16 --rounds 1 --repeats 1 --warmups 0"
+            programs = "helpers.run 00 03 04 08", "helpers.benchmark fp16 --rounds 1 --repeats 1 --warmups 0"
             line = " && ".join(f"{sys.executable} -m {program}" for program in programs)
             process = subprocess.Popen(line, shell=True, env=environment, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
             while process.poll() is None:
@@ -317,12 +317,12 @@ def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     assert (measured["variant"], measured["tier"], measured["checkpoint"]) == ("fp16", "hub", META)
     quality = json.loads((results / "quality.json").read_text())["rows"]
     assert quality["3"]["checkpoint"] == steps.LIKE_FOR_LIKE[0] and not any(row["missing"] for row in quality.values())
-    assert [(row["step"], row["tier"], row["checkpoint"]) for row in rows] == [(1, "hub", META), (2, "hub", META), (3, "hub", CHAT), (4, "hub", LARGE)]
+    assert [(row["step"], row["tier"], row["checkpoint"]) for row in rows] == [(3, "hub", CHAT), (4, "hub", LARGE)]
     assert {row["revision"] for row in rows} == {COMMIT}
     seen = [path.read_bytes() for path in (*results.rglob("*"), tmp_path / "printed.txt") if path.is_file()]
     pictures = [data for path in results.glob("*.ipynb") for data in images(path)]
-    assert len(pictures) > 8 and all(data.metadata["image/png"]["alt"] for data in pictures)
-    assert len(seen) > 8 and command_lines and not any(canary.encode() in text for text in (*seen, *command_lines))
+    assert len(pictures) > 5 and all(data.metadata["image/png"]["alt"] for data in pictures)
+    assert len(seen) > 5 and command_lines and not any(canary.encode() in text for text in (*seen, *command_lines))
 
 
 SURVEY = """
