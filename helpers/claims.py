@@ -5,11 +5,12 @@ that it needs are missing.
 """
 
 from dataclasses import dataclass
-from statistics import quantiles
+from statistics import median
 
-from helpers import breakdown, compare, hardware, ledger, plots, published, results
+from helpers import breakdown, compare, ledger, limits, plots, published, results
 from helpers.article import ARTICLE, article_rows
 from helpers.steps import LLAMA_2
+from helpers.timing import iqr
 from helpers.words import seconds
 
 HOLDS, OTHERWISE, NOT, UNKNOWN = "holds", "holds for another reason", "does not hold", "can't be told on this hardware"
@@ -51,10 +52,10 @@ def own(rows, quality):
 
 
 def recorded(rows, quality):
-    """Return the Evidence of one recorded run: its benchmark rows, or the rows of its notebooks."""
+    """Return the Evidence of one recorded run (rows of limits.recorded_rows): its benchmark rows, or the rows of its notebooks."""
     runs = [row for row in rows if "run" in row]
     steps = results.by_step(runs) if runs else {str(row["step"]): row for row in rows}
-    return Evidence(f"recorded on {rows[-1]['date'][:10]}: {plots.source(rows[-1])}", steps, {str(key): row for key, row in quality.items()})
+    return Evidence(plots.where(rows[-1]), steps, {str(key): row for key, row in quality.items()})
 
 
 def check(sources):
@@ -162,7 +163,7 @@ def bf16_changes_the_type_only(found):
 
 
 def no_room_in_32_bits(_):
-    need, room = 4 * LLAMA_2["7B"].parameters, next(m["memory"] for m in hardware.machines() if m["name"] == T4) * 1e9
+    need, room = 4 * LLAMA_2["7B"].parameters, limits.machines()[T4]["memory"] * 1e9
     return (HOLDS if need > room else NOT), f"4 bytes x {LLAMA_2['7B'].parameters:,} = {need / 1e9:.1f} GB, and a T4 has {room / 1e9:.0f} GB"
 
 
@@ -204,10 +205,7 @@ def _changes(found, before, after):
 def _spread(row):
     """Interquartile range of the warm calls' wall times in per cent of their median; 0 with fewer than two."""
     walls = [call["wall"] for call in row["warm"]]
-    if len(walls) < 2:
-        return 0
-    low, middle, high = quantiles(walls, n=4, method="inclusive")
-    return 100 * (high - low) / middle
+    return 100 * (iqr(walls) or 0) / median(walls)
 
 
 def _faster(found, before, after):

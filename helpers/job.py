@@ -59,17 +59,19 @@ def measure(job):
     """Do ``job`` in this process and return its rows (list of dict), one for each prompt length and batch size."""
     import torch
 
-    from helpers import bandwidth, loading, memory, profiling
+    from helpers import bandwidth, limits, loading, memory, profiling
 
     step = job.step()
-    longest = max(tokens or 0 for tokens in job.prompt_tokens) + job.new_tokens
-    if longest > (context := steps.read_json(step.checkpoint, "config.json")["max_position_embeddings"] if step.is_folder else longest):
-        raise PromptError(f"{step.title}: {longest} tokens are more than its context of {context}: shorten --prompt-tokens.")
+    if step.is_folder:  # said before anything is loaded
+        longest = max(tokens or 0 for tokens in job.prompt_tokens) + job.new_tokens
+        context = steps.read_json(step.checkpoint, "config.json")["max_position_embeddings"]
+        if longest > context:
+            raise PromptError(f"{step.title}: {longest} tokens are more than its context of {context}: shorten --prompt-tokens.")
     size, device = step.shape.read_bytes(step.format), tiers.get_device(job.device)
     speed = bandwidth.measure(device, size)
     started = time.perf_counter()
     model, tokenizer = loading.load(step, job.device)
-    load_s, load_peak, rows = time.perf_counter() - started, timing._peak_rss(), []
+    load_s, load_peak, rows = time.perf_counter() - started, timing.peak_rss(), []
     for tokens, batch in product(job.prompt_tokens, job.batches):
         prompt = PROMPT if tokens is None else timing.prompt_ids(model, tokenizer, tokens, batch)
         if tokens is None and batch > 1:
@@ -78,14 +80,14 @@ def measure(job):
         cold = timing.generate_once(model, tokenizer, prompt, job.new_tokens)
         new = _loaded() - before
         result = timing.measure(model, tokenizer, prompt, job.new_tokens, cold, job.warmups, job.repeats)
-        cache = batch * step.shape.kv_bytes_per_token * (result.prompt_tokens + job.new_tokens / 2)
+        context = result.prompt_tokens + job.new_tokens / 2  # at half of the answer
         rows.append(ledger.make_row(step, result, model) | {
             "load_s": load_s,
             "peak_rss_loading_bytes": load_peak,
             "modules_loaded_by_first_call": sum(kind == "module" for kind, _ in new),
             "libraries_loaded_by_first_call": sum(kind == "library" for kind, _ in new),
             "threads": torch.get_num_threads(),
-            "floor_bytes": int(size + cache),  # weights and the cache at half of the answer: what one decode step reads
+            "floor_bytes": int(limits.step_bytes(step.shape, step.format, context, batch)),
         })  # fmt: skip
         rows[-1]["peak_generating_bytes"] = memory.peak(device, lambda: timing.generate_once(model, tokenizer, prompt, job.new_tokens))  # noqa: B023
     ids = timing.tokenise(model, tokenizer)

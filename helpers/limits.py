@@ -12,7 +12,7 @@ from helpers import fit, hardware, ledger, tiers
 from helpers.article import ROOT
 from helpers.errors import CourseError
 from helpers.steps import FORMATS, LLAMA_2, Shape
-from helpers.words import seconds
+from helpers.words import closeness, seconds
 
 PUBLISHED = ROOT / "data" / "published_speed.json"
 LIKE_STEPS = ("", "1", "2", "3", "4", "fp16", "nf4", "13b-bf16", "13b-int8", "13b-nf4")  # steps and variants with their usual kernel and settings
@@ -176,6 +176,4 @@ def score(prediction, actual):
     """Say in a sentence how far the reader's ``prediction`` (tokens a second, or None) was from ``actual``."""
     if prediction is None or prediction <= 0:
         return f"At best {actual:,.1f} tokens a second. (You made no prediction.)"
-    ratio = prediction / actual
-    verdict = "well predicted" if 0.8 <= ratio <= 1.25 else f"{ratio:.1f} times too high" if ratio > 1 else f"{1 / ratio:.1f} times too low"
-    return f"You said {prediction:,.1f} tokens a second, at best it is {actual:,.1f}: {verdict}."
+    return f"You said {prediction:,.1f} tokens a second, at best it is {actual:,.1f}: {closeness(prediction, actual, 'high', 'low')}."

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from statistics import median
 
 from helpers.article import PROMPT
-from helpers.timing import Call
+from helpers.timing import Call, iqr
 from helpers.words import seconds
 
 
@@ -25,6 +25,7 @@ def pool(rows):
         pooled[key] = group[-1] | {name: median(row[name] for row in group) for name in ("wall_s", "ttft_s", "user_s", "sys_s", "cpu_total_s", "load_s")} | {
             "warm": [asdict(call) for call in calls],
             "warm_wall_s": median(call.wall for call in calls),
+            "warm_wall_iqr_s": iqr([call.wall for call in calls]),
             "warm_ttft_s": median(call.ttft for call in calls),
             "warm_cpu_total_s": median(call.cpu_total for call in calls),
             "tpot_s": tpot,

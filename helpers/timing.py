@@ -76,11 +76,7 @@ class Timing:
 
     def iqr(self, quantity):
         """Interquartile range of ``quantity`` over the warm repeats; None with fewer than two."""
-        values = [v for v in (getattr(c, quantity) for c in self.warm) if v is not None]
-        if len(values) < 2:
-            return None
-        low, _, high = quantiles(values, n=4, method="inclusive")
-        return high - low
+        return iqr([v for v in (getattr(c, quantity) for c in self.warm) if v is not None])
 
     @property
     def decode_rate(self):
@@ -98,6 +94,14 @@ class Timing:
         if self.decode_rate:
             lines.append(f"decode {seconds(self.median('tpot'))} a token, {self.decode_rate:,.1f} tokens a second")
         return "\n".join(lines)
+
+
+def iqr(values):
+    """Interquartile range of ``values``; None with fewer than two."""
+    if len(values) < 2:
+        return None
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return high - low
 
 
 def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
@@ -216,7 +220,7 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         token_ids=ids,
         peak_gpu_allocated=sum(map(torch.cuda.max_memory_allocated, gpus)) if on_gpu else None,
         peak_gpu_reserved=sum(map(torch.cuda.max_memory_reserved, gpus)) if on_gpu else None,
-        peak_rss=_peak_rss(),
+        peak_rss=peak_rss(),
     )
 
 
@@ -248,7 +252,7 @@ def _cpu_times():
         return os.times()[:2]
 
 
-def _peak_rss():
+def peak_rss():
     """Highest resident set of this process so far, in bytes."""
     try:
         import sys

@@ -34,7 +34,12 @@ def score(prediction, call):
     """Say in a sentence how far the reader's ``prediction`` of the wall time (seconds, or None) was from ``call``."""
     if prediction is None or prediction <= 0:
         return f"It took {seconds(call.wall)}. (You made no prediction.)"
-    ratio = prediction / call.wall
-    off = f"{ratio:.1f} times too long" if ratio >= 1 else f"{1 / ratio:.1f} times too short"
-    verdict = "well predicted" if 0.8 <= ratio <= 1.25 else off
-    return f"You said {seconds(prediction)}, it took {seconds(call.wall)}: {verdict}."
+    return f"You said {seconds(prediction)}, it took {seconds(call.wall)}: {closeness(prediction, call.wall, 'long', 'short')}."
+
+
+def closeness(prediction, actual, above, below):
+    """Say how near ``prediction`` is to ``actual``, e.g. "well predicted" or "2.0 times too long". above, below: the words for too much, too little."""
+    ratio = prediction / actual
+    if 0.8 <= ratio <= 1.25:
+        return "well predicted"
+    return f"{ratio:.1f} times too {above}" if ratio > 1 else f"{1 / ratio:.1f} times too {below}"
