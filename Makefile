@@ -15,7 +15,7 @@ run: .venv/ready
 	@$(BIN)/python -m helpers.run
 
 # OMP_WAIT_POLICY: where other programs compute too, threads that wait give their core away; without it a test can take ten times as long
-test: .venv/ready
+test: .venv/tools
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks tests
 
 lab: .venv/lab
@@ -27,7 +27,7 @@ data: .venv/ready
 badges: .venv/ready
 	@$(BIN)/python -m helpers.badges "$(REPOSITORY)"
 
-replica: .venv/uv
+replica: .venv/tools
 	@$(BIN)/python tests/replica.py $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION))
 
 .venv/ready: requirements.txt
@@ -37,13 +37,15 @@ replica: .venv/uv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/lab: requirements-lab.txt .venv/ready
-	@echo "Adding JupyterLab (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-lab.txt
+# What notebooks 11 to 14 would add by themselves, so that the tests do not depend on their order.
+.venv/tools: requirements/llamacpp.txt requirements/onnx.txt requirements/serving.txt requirements/uv.txt .venv/ready
+	@echo "Adding the tools of notebooks 11 to 14 (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach file,$(filter requirements/%,$^),-r $(file))
 	@touch $@
 
-.venv/uv: .venv/ready
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+.venv/lab: requirements/lab.txt .venv/ready
+	@echo "Adding JupyterLab (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lab.txt
 	@touch $@
 
 clean:

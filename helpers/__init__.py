@@ -19,6 +19,7 @@ article  what did the article measure and claim?
 benchmark  measure steps in processes of their own, in turns
 job      what does one process of the benchmark do?
 profiling  what does one decode step spend its time on?
+engines  how fast is the same model in another engine?
 results  what do the benchmark's rows say together?
 breakdown  where does the time go?
 bandwidth  how fast can this machine read and multiply?

@@ -41,9 +41,7 @@ def make_row(step, timing, model, prediction=None):
     from helpers.loading import weight_bytes
 
     layer = model.model.layers[0].self_attn.q_proj
-    return {
-        "schema": SCHEMA,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    return measured(timing) | {
         "step": step.number,  # 0 for a variant
         "variant": step.name,
         "title": step.title,
@@ -55,6 +53,19 @@ def make_row(step, timing, model, prediction=None):
         "dtype": str(model.dtype).removeprefix("torch."),
         "layer_class": type(layer).__name__,
         "note": step.note,
+        "prediction_wall_s": prediction,
+        "parameters": step.shape.parameters,
+        "weight_bytes": step.bytes,
+        "read_bytes": step.shape.read_bytes(step.format),  # of these, what one decoded token reads at least
+        "weight_bytes_loaded": weight_bytes(model),  # as the kernel has arranged them for itself
+    }
+
+
+def measured(timing, packages=PACKAGES):
+    """The part of a row that is the same whatever was measured: ``timing``'s figures, date, machine, versions of ``packages``."""
+    return {
+        "schema": SCHEMA,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "prompt": timing.prompt,
         "prompt_tokens": timing.prompt_tokens,
         "batch": timing.batch,
@@ -71,18 +82,13 @@ def make_row(step, timing, model, prediction=None):
         "warm_ttft_s": timing.median("ttft"),
         "tpot_s": timing.median("tpot"),
         "decode_tokens_per_s": timing.decode_rate,
-        "prediction_wall_s": prediction,
-        "parameters": step.shape.parameters,
-        "weight_bytes": step.bytes,
-        "read_bytes": step.shape.read_bytes(step.format),  # of these, what one decoded token reads at least
-        "weight_bytes_loaded": weight_bytes(model),  # as the kernel has arranged them for itself
         "peak_gpu_allocated_bytes": timing.peak_gpu_allocated,
         "peak_gpu_reserved_bytes": timing.peak_gpu_reserved,
         "peak_rss_bytes": timing.peak_rss,
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: installed(name) for name in PACKAGES},
+        "versions": {name: installed(name) for name in packages},
     }
 
 
@@ -101,8 +107,11 @@ def append(row, path=None):
         os.close(descriptor)
 
 
-def read(path=None):
-    """Return the ledger's rows, oldest first. Lines that are cut off or of another kind are reported and skipped, never changed."""
+def read(path=None, engine="transformers"):
+    """Return the ledger's rows of ``engine`` (None: of all), oldest first; a row of transformers names none.
+
+    Lines that are cut off or of another kind are reported and skipped, never changed.
+    """
     path = Path(path or results_dir() / "ledger.jsonl")
     if not path.is_file():
         return []
@@ -118,14 +127,14 @@ def read(path=None):
             problem = "is not valid JSON (a write was cut off?)"
         if problem:
             print(f"{path.name}, line {number} {problem}: skipped.", file=sys.stderr)
-        else:
+        elif engine in (None, row.get("engine", "transformers")):
             rows.append(row)
     return rows
 
 
 def latest(rows, tier, device):
     """Return {step number: its newest row} among ``rows`` measured on ``tier`` and ``device`` by notebooks 01 to 04, in the steps' order."""
-    chosen = {row["step"]: row for row in rows if row["tier"] == tier and row["device"] == device and "run" not in row}
+    chosen = {row["step"]: row for row in rows if row["step"] and row["tier"] == tier and row["device"] == device and "run" not in row}
     return dict(sorted(chosen.items()))
 
 

@@ -33,11 +33,26 @@ def prepare(requirements=ROOT / "requirements.txt"):
 
     Raises PackagesError, before anything is fetched, if what is there cannot work.
     """
-    started = time.perf_counter()
     wanted = pins(requirements)
     check(wanted)
     use_roomy_cache()
     machine.hide_unusable()
+    _add(wanted)
+
+
+def add(*tools):
+    """Add what a notebook needs beside the course's own packages, from ``requirements/NAME.txt`` for each of ``tools``; print what was done.
+
+    Raises PackagesError as ``prepare`` does.
+    """
+    wanted = {name: pinned for tool in tools for name, pinned in pins(ROOT / "requirements" / f"{tool}.txt").items()}
+    check(wanted)
+    _add(wanted)
+
+
+def _add(wanted):
+    """Install those of ``wanted`` ({name: version}) that this Python lacks in any version; all others stay as they are."""
+    started = time.perf_counter()
     missing = [name for name in wanted if installed(name) is None]
     if not missing:
         print("Set-up: everything is here.")

@@ -158,7 +158,7 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
 
     first = _FirstToken(synchronise)
     synchronise()
-    user, system = _cpu_times()
+    user, system = cpu_times()
     start = time.perf_counter()
     try:
         output = model.generate(
@@ -183,7 +183,7 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
         memory.hollow(model)
         raise problem
     end = time.perf_counter()
-    user_end, system_end = _cpu_times()
+    user_end, system_end = cpu_times()
     new = output[0, ids.shape[1] :].tolist()
     if len(new) != new_tokens:
         raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
@@ -241,7 +241,7 @@ class _FirstToken:
         return scores
 
 
-def _cpu_times():
+def cpu_times():
     """(user, sys) seconds of this process over all its threads."""
     try:
         from resource import RUSAGE_SELF, getrusage  # finer than os.times, which counts in hundredths

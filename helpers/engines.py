@@ -1,0 +1,131 @@
+"""How fast is the same model in another engine? Whatever streams tokens is timed by the definitions of helpers.timing, and stands beside the steps."""
+
+import time
+
+from helpers import ledger, plots, tiers
+from helpers.article import NEW_TOKENS, PROMPT
+from helpers.errors import TokenCountError
+from helpers.timing import REPEATS, WARMUPS, Call, Timing, cpu_times, peak_rss
+from helpers.words import seconds
+
+COLOURS = {"transformers": "#0072b2", "llama.cpp": "#d55e00", "onnxruntime": "#009e73", "2024 stack": "#cc79a7"}  # Okabe and Ito's palette
+HATCHES = {"transformers": "", "llama.cpp": "///", "onnxruntime": "...", "2024 stack": "xxx"}
+
+
+def stream_once(stream, ids, new_tokens=NEW_TOKENS):
+    """Time one answer and return (Call, new token ids). TTFT is the time to the arrival of the first token, TPOT that between later ones.
+
+    stream: a function of (prompt's token ids as a list of int, number of new tokens) that yields the new tokens' ids one by one, greedily
+    chosen. Raises TokenCountError unless exactly ``new_tokens`` arrive.
+    """
+    new, first = [], None
+    user, system = cpu_times()
+    start = time.perf_counter()
+    for token in stream(ids, new_tokens):
+        first = first or time.perf_counter()
+        new.append(token)
+    end = time.perf_counter()
+    user_end, system_end = cpu_times()
+    if len(new) != new_tokens:
+        raise TokenCountError(f"The engine returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
+    return Call(user_end - user, system_end - system, end - start, first - start, new_tokens), new
+
+
+def measure(stream, ids, decode, prompt=PROMPT, new_tokens=NEW_TOKENS, warmups=WARMUPS, repeats=REPEATS):
+    """Measure an engine as ``timing.measure`` measures ``generate``: one cold call, then warm-ups, then warm calls. Return a Timing.
+
+    stream, ids: see ``stream_once``; decode: turns token ids into text; prompt: the text of ``ids``.
+    """
+    from tqdm.auto import trange
+
+    cold, new = stream_once(stream, ids, new_tokens)
+    calls = [stream_once(stream, ids, new_tokens)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
+    return Timing(cold, calls[warmups:], prompt, len(ids), new_tokens, decode(new), peak_rss=peak_rss(), token_ids=new)
+
+
+def make_row(engine, name, timing, like, *, format, weight_bytes, read_bytes, packages, kernel="", dtype="", checkpoint="", device=None, **other):
+    """Return the ledger row (see ledger.make_row) of ``timing`` in another engine.
+
+    engine: a key of COLOURS. name: of the format in tables, e.g. "Q4_0". like: the Step whose model it is. weight_bytes: of the file or
+    tensors; read_bytes: what one decoded token reads of them. packages: names whose versions belong to the row. device: in words, by default
+    this CPU. other: more keys, e.g. floor_tpot_s.
+    """
+    return ledger.measured(timing, packages) | {
+        "engine": engine,
+        "step": 0,
+        "variant": f"{engine} {name}",
+        "title": f"{like.title.split()[0]} {name} ({engine})",
+        "tier": like.tier,
+        "device": device or tiers.device_name("cpu"),
+        "checkpoint": checkpoint,
+        "format": format,
+        "dtype": dtype,
+        "layer_class": kernel,
+        "note": "",
+        "prediction_wall_s": None,
+        "parameters": like.shape.parameters,
+        "weight_bytes": weight_bytes,
+        "read_bytes": read_bytes,
+    } | other
+
+
+def beside(rows, like):
+    """Return the newest row of each engine, title and device among ``rows`` with the model, tier, prompt and number of tokens of the row ``like``.
+
+    rows: as ``ledger.read(engine=None)`` returns them; the benchmark's are left out. The slowest comes first.
+    """
+
+    def what(row):
+        return row["title"].split()[0], row["tier"], row["prompt"], row["new_tokens"], row.get("batch", 1)
+
+    newest = {
+        (row.get("engine", "transformers"), row["title"], row["device"]): row
+        for row in rows
+        if what(row) == what(like) and "run" not in row and row.get("tpot_s")
+    }
+    return sorted(newest.values(), key=lambda row: -row["tpot_s"])
+
+
+def table(rows, bandwidth=None, device=None):
+    """Return a table (pandas.DataFrame) of ``rows``. floor: the time that reading a token's bytes takes at ``bandwidth`` (bytes/s) of ``device``."""
+    import pandas as pd
+
+    lines = []
+    for row in rows:
+        floor = row["read_bytes"] / bandwidth if bandwidth and row["device"] == device else None
+        lines.append({
+            "model": row["title"],
+            "engine": row.get("engine", "transformers"),
+            "first call": seconds(row["wall_s"]),
+            "warm call": seconds(row["warm_wall_s"]),
+            "TTFT": seconds(row["warm_ttft_s"]),
+            "TPOT": seconds(row["tpot_s"]),
+            "tokens/s": f"{row['decode_tokens_per_s']:,.1f}",
+            "weights": f"{row['weight_bytes'] / 1e6:,.1f} MB",
+            "floor": seconds(floor),
+            "TPOT / floor": f"{row['tpot_s'] / floor:.1f}" if floor else "-",
+        })  # fmt: skip
+    return pd.DataFrame(lines).set_index("model") if lines else pd.DataFrame()
+
+
+def chart(rows, bandwidth=None, device=None, save_as=None):
+    """Draw the time per output token of ``rows``, with its floor (see ``table``) as a black line; return what ``plots.show`` returns."""
+    figure, axes = plots.figure("nothing measured yet", "time per output token, ms", "", size=(8, 0.9 + 0.4 * max(len(rows), 2)))
+    said = []
+    highest = max((1000 * row["tpot_s"] for row in rows), default=1)
+    for place, row in enumerate(rows):
+        engine, value = row.get("engine", "transformers"), 1000 * row["tpot_s"]
+        axes.barh(place, value, 0.7, color=COLOURS[engine], hatch=HATCHES[engine], edgecolor="white")
+        axes.text(value + highest / 100, place, seconds(row["tpot_s"]), va="center", fontsize=8)
+        text = f"{row['title']} {seconds(row['tpot_s'])}"
+        if bandwidth and row["device"] == device:
+            floor = 1000 * row["read_bytes"] / bandwidth
+            axes.plot([floor, floor], [place - 0.35, place + 0.35], color="black", linewidth=2)
+            text += f" (floor {seconds(floor / 1000)})"
+        said.append(text)
+    several = len({row["device"] for row in rows}) > 1
+    axes.set_yticks(range(len(rows)), [row["title"] + (f"\n{row['device']}" if several else "") for row in rows], fontsize=8)
+    axes.set_xlim(0, highest * 1.15)
+    where = plots.TIERS[rows[0]["tier"]] + ("" if several else f", {rows[0]['device']}") if rows else "nothing measured yet"
+    axes.set_title(f"{where}\nblack line: the floor, reading the weights once" if bandwidth else where, fontsize=10)
+    return plots.show(figure, f"{where}. Time per output token: {'; '.join(said)}.", save_as)
