@@ -17,15 +17,29 @@ def fetch(step):
     HF_HUB_DISABLE_XET=1) files go on where an interrupted run left them, and their SHA-256 is compared with the Hub's.
     Raises CheckpointError, or NotEnoughMemoryError before the first byte if the disk has too little room.
     """
-    from huggingface_hub import HfApi, constants
-
     repository = step.checkpoint
     if cached(repository, step.revision, step.format):
         return
-    about = _try(lambda: HfApi().model_info(repository, revision=step.revision, files_metadata=True, timeout=2 * access.TIMEOUT), repository)
-    files = [f for f in about.siblings if any(fnmatch(f.rfilename, pattern) for pattern in WANTED)]
-    if not any(f.rfilename.endswith(".safetensors") for f in files):
-        raise CheckpointError(f"{repository} has no safetensors files, and the course reads no other kind: choose another repository.")
+    _bring(repository, step.revision, WANTED, "*.safetensors", "no safetensors files, and the course reads no other kind")
+
+
+def fetch_file(repository, name, revision="main"):
+    """Return the path of one file of a repository, fetched like ``fetch`` does unless it is in the cache. Raises what ``fetch`` raises."""
+    path = access.cached_path(repository, name, revision)
+    if path is None:
+        _bring(repository, revision, (name,), name, f"no file {name}")
+        path = access.cached_path(repository, name, revision)
+    return Path(path)
+
+
+def _bring(repository, revision, wanted, needed, lacking):
+    """Bring the files that match ``wanted`` (patterns) into the cache. needed: a pattern of which there must be one; lacking: words for none."""
+    from huggingface_hub import HfApi, constants
+
+    about = _try(lambda: HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=2 * access.TIMEOUT), repository)
+    files = [f for f in about.siblings if any(fnmatch(f.rfilename, pattern) for pattern in wanted)]
+    if not any(fnmatch(f.rfilename, needed) for f in files):
+        raise CheckpointError(f"{repository} has {lacking}: choose another repository.")
     missing = [f for f in files if access.cached_path(repository, f.rfilename, about.sha) is None]
     need, cache = sum(f.size or 0 for f in missing), Path(constants.HF_HUB_CACHE)
     free = machine.disk(cache)
@@ -39,7 +53,7 @@ def fetch(step):
     done = len(files) - len(missing)
     try:
         for file in missing:
-            _try(lambda: _fetch_file(repository, file, about.sha, step.revision), repository, f" ({done} of {len(files)} files are here and stay)")
+            _try(lambda: _fetch_file(repository, file, about.sha, revision), repository, f" ({done} of {len(files)} files are here and stay)")
             done += 1
     except KeyboardInterrupt:
         raise CheckpointError(f"Interrupted: {done} of {len(files)} files are here and stay. Run the cell again to go on.") from None

@@ -1,4 +1,4 @@
-"""How fast is the same model in another engine? Whatever streams tokens is timed by the definitions of helpers.timing, and stands beside the steps."""
+"""How fast is the same model in another engine? Timed by the definitions of helpers.timing, it stands beside the steps."""
 
 import time
 
@@ -12,34 +12,37 @@ COLOURS = {"transformers": "#0072b2", "llama.cpp": "#d55e00", "onnxruntime": "#0
 HATCHES = {"transformers": "", "llama.cpp": "///", "onnxruntime": "...", "2024 stack": "xxx"}
 
 
-def stream_once(stream, ids, new_tokens=NEW_TOKENS):
-    """Time one answer and return (Call, new token ids). TTFT is the time to the arrival of the first token, TPOT that between later ones.
+def answer_once(answer, new_tokens=NEW_TOKENS):
+    """Time one answer and return (Call, new token ids). TTFT ends when the first token has arrived, TPOT is the mean time between later ones.
 
-    stream: a function of (prompt's token ids as a list of int, number of new tokens) that yields the new tokens' ids one by one, greedily
-    chosen. Raises TokenCountError unless exactly ``new_tokens`` arrive.
+    answer: a function of (number of new tokens, arrived) that decodes greedily, calls ``arrived()`` when a new token is there, and
+    returns the new tokens' ids (list of int). Raises TokenCountError unless there are exactly ``new_tokens``.
     """
-    new, first = [], None
+    first = []
+
+    def arrived():
+        if not first:
+            first.append(time.perf_counter())
+
     user, system = cpu_times()
     start = time.perf_counter()
-    for token in stream(ids, new_tokens):
-        first = first or time.perf_counter()
-        new.append(token)
+    new = answer(new_tokens, arrived)
     end = time.perf_counter()
     user_end, system_end = cpu_times()
-    if len(new) != new_tokens:
+    if len(new) != new_tokens or not first:
         raise TokenCountError(f"The engine returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
-    return Call(user_end - user, system_end - system, end - start, first - start, new_tokens), new
+    return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens), new
 
 
-def measure(stream, ids, decode, prompt=PROMPT, new_tokens=NEW_TOKENS, warmups=WARMUPS, repeats=REPEATS):
+def measure(answer, ids, decode, prompt=PROMPT, new_tokens=NEW_TOKENS, warmups=WARMUPS, repeats=REPEATS):
     """Measure an engine as ``timing.measure`` measures ``generate``: one cold call, then warm-ups, then warm calls. Return a Timing.
 
-    stream, ids: see ``stream_once``; decode: turns token ids into text; prompt: the text of ``ids``.
+    answer: see ``answer_once``. ids: the prompt's token ids, prompt: its text. decode: turns token ids into text.
     """
     from tqdm.auto import trange
 
-    cold, new = stream_once(stream, ids, new_tokens)
-    calls = [stream_once(stream, ids, new_tokens)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
+    cold, new = answer_once(answer, new_tokens)
+    calls = [answer_once(answer, new_tokens)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
     return Timing(cold, calls[warmups:], prompt, len(ids), new_tokens, decode(new), peak_rss=peak_rss(), token_ids=new)
 
 
