@@ -15,12 +15,12 @@ HATCHES = {"transformers": "", "llama.cpp": "///", "onnxruntime": "...", "2024 s
 def answer_once(answer, new_tokens=NEW_TOKENS):
     """Time one answer and return (Call, new token ids). TTFT ends when the first token has arrived, TPOT is the mean time between later ones.
 
-    answer: a function of (number of new tokens, arrived) that decodes greedily, calls ``arrived()`` when a new token is there, and
+    answer: a function of (number of new tokens, arrived) that decodes greedily, calls ``arrived`` when a new token is there, and
     returns the new tokens' ids (list of int). Raises TokenCountError unless there are exactly ``new_tokens``.
     """
     first = []
 
-    def arrived():
+    def arrived(text=""):
         if not first:
             first.append(time.perf_counter())
 

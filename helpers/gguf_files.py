@@ -64,8 +64,8 @@ def write(checkpoint, type, path=None):
         raise NotEnoughMemoryError(f"{path.name} takes {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free: make room, or set RESULTS_DIR.")
     partial = path.with_name(path.name + ".partial")
     writer = gguf.GGUFWriter(partial, "llama")
+    _describe(writer, checkpoint)
     try:
-        _describe(writer, checkpoint)
         for _, name, kind, shape, size in plan:
             writer.add_tensor_info(name, shape, "float32", size, raw_dtype=kind)
         writer.write_header_to_file()

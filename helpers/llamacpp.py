@@ -33,17 +33,17 @@ def load(path, threads=None, context=None, **settings):
         raise CheckpointError(f"llama.cpp cannot load {path}: check that it is a complete GGUF file of a model that fits into the memory{taken}.") from None
 
 
-def answer(server, ids, new_tokens, arrived=lambda: None, **options):
+def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
     """Decode ``new_tokens`` tokens greedily after the prompt ``ids`` (list of int) and return (new ids, the chunks that came with them).
 
-    arrived: called for each new token as it comes. No end of text (as ``min_new_tokens`` in transformers), no use of an earlier
+    arrived: called with the text of each new token as it comes. No end of text (as ``min_new_tokens`` in transformers), no use of an earlier
     prompt's cache. options: more of llama.cpp's request, e.g. n_probs. Raises PromptError if llama.cpp refuses the request.
     """
     chunks = []
 
     def receive(chunk):
         if "error" not in chunk and chunk["choices"][0]["finish_reason"] is None:
-            arrived()
+            arrived(chunk["choices"][0]["text"])
         chunks.append(chunk)
 
     request = {

@@ -1,0 +1,272 @@
+"""GGUF files hold what the checkpoint holds, llama.cpp computes what transformers computes, and other engines are timed like the steps."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hub import Hub
+from safetensors.torch import load_file, save_file
+
+from helpers import engines, gguf_files, ledger, llamacpp, plots, quality, steps, timing
+from helpers.article import ROOT
+from helpers.errors import CheckpointError, NotEnoughMemoryError, PromptError, TokenCountError, UnknownFormatError
+from helpers.steps import CHECKPOINTS
+
+SMALL, LARGE = CHECKPOINTS / "small", CHECKPOINTS / "large"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """{type: path} of the small model in every type."""
+    folder = tmp_path_factory.mktemp("gguf")
+    return {type: gguf_files.write(SMALL, type, folder / f"small-{type}.gguf") for type in gguf_files.TYPES}
+
+
+@pytest.fixture(scope="module")
+def server(files):
+    return llamacpp.load(files["BF16"])
+
+
+@pytest.fixture(scope="module")
+def reference(models):
+    """(the unquantised model in float32, its tokeniser)."""
+    _, model, tokenizer = models[2]
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32), tokenizer
+
+
+def test_unquantised_tensors_are_the_checkpoints(files):
+    stored = load_file(SMALL / "model.safetensors")
+    for name, theirs in (("output.weight", "lm_head.weight"), ("blk.3.ffn_down.weight", "model.layers.3.mlp.down_proj.weight")):
+        for type in ("F32", "BF16"):
+            assert np.array_equal(gguf_files.weights(files[type], name), stored[theirs].float().numpy()), (name, type)
+    total, read = gguf_files.sizes(files["BF16"])
+    norms = 9 * 256 * 2  # stored in 32 bits, where the checkpoint has 16
+    assert total == steps.Shape.from_config(SMALL).weight_bytes("bf16") + norms and total - read == 2 * 1536 * 256
+
+
+@pytest.mark.parametrize("type", ["Q8_0", "Q4_0"])
+def test_blocks_are_those_of_the_packages_own_quantiser(files, type):
+    """llama.cpp's C code and the package gguf's Python code are independent of each other."""
+    import gguf
+
+    name = "blk.1.ffn_up.weight"
+    weight = load_file(SMALL / "model.safetensors")["model.layers.1.mlp.up_proj.weight"].float().numpy()
+    theirs = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[type])
+    ours = gguf_files.quantise(weight, type)
+    restored, expected = (gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[type]) for blocks in (ours, theirs))
+    assert (ours == theirs).mean() > 0.999 and np.abs(restored - expected).max() <= np.abs(weight).max() / (7 if type == "Q4_0" else 127)
+    assert np.array_equal(gguf_files.weights(files[type], name), restored)
+
+
+def test_more_bits_are_nearer(files):
+    name = "blk.1.attn_output.weight"
+    weight = load_file(SMALL / "model.safetensors")["model.layers.1.self_attn.o_proj.weight"].float().numpy()
+    errors = [np.square(gguf_files.weights(files[type], name) - weight).sum() for type in ("Q4_0", "Q4_K_M", "Q8_0", "BF16")]
+    assert errors == sorted(errors, reverse=True) and errors[0] > errors[1] > errors[2] > errors[3] == 0
+
+
+def test_types_follow_llama_cpps_rule(files):
+    table = gguf_files.table(files["Q4_K_M"])
+    better = [name for name in table.index[table["type"] == "Q6_K"]]
+    assert better == ["output.weight", "blk.2.attn_v.weight", "blk.2.ffn_down.weight", "blk.3.attn_v.weight", "blk.3.ffn_down.weight"]
+    assert table.loc["blk.0.attn_q.weight", "bits a weight"] == 4.5 and table.loc["blk.0.ffn_down.weight", "shape"] == (256, 768)
+    assert set(gguf_files.table(files["Q4_0"])["type"]) == {"F32", "Q4_0", "Q6_K"}
+
+
+def test_rows_that_are_no_multiple_of_256(tmp_path):
+    table = gguf_files.table(gguf_files.write(LARGE, "Q4_K_M", tmp_path / "large.gguf"))
+    assert set(table["type"]) == {"F32", "Q4_K", "Q6_K", "Q5_0", "Q8_0"}  # 384 inputs: the types that llama.cpp takes instead
+    assert table.loc["blk.0.attn_q.weight", "type"] == "Q5_0" and table.loc["blk.0.ffn_down.weight", "type"] == "Q4_K"  # 1024 inputs
+    server = llamacpp.load(tmp_path / "large.gguf")
+    assert len(llamacpp.answer(server, llamacpp.tokenise(server, timing.PROMPT), 5)[0]) == 5
+
+
+def test_tokeniser_is_the_same(server, models):
+    tokenizer = models[2][2]
+    texts = [timing.PROMPT, *quality.lines()[:30], "Zażółć — 12,5 % “x”\n\n  two  spaces"]
+    for text in texts:
+        ids = llamacpp.tokenise(server, text)
+        assert ids == tokenizer(text).input_ids, text
+        assert llamacpp.detokenise(server, ids[1:]) == text
+
+
+def test_logits_are_those_of_transformers(files, reference):
+    """In 32 bits throughout: the same top token for every prompt, log-probabilities equal to 1e-4."""
+    import xllamacpp
+
+    model, tokenizer = reference
+    kinds = dict.fromkeys(("cache_type_k", "cache_type_v"), xllamacpp.ggml_type.GGML_TYPE_F32)
+    server = llamacpp.load(files["F32"], flash_attn_type=xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED, **kinds)
+    for number, line in enumerate(quality.lines()[:30]):
+        ids = tokenizer(line).input_ids[: 3 + number]
+        with torch.no_grad():
+            theirs = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1).numpy()
+        ours = llamacpp.log_probabilities(server, ids, len(theirs))
+        assert ours.argmax() == theirs.argmax() and np.abs(ours - theirs).max() < 1e-4
+
+
+def test_greedy_tokens_are_those_of_transformers(server, models):
+    _, model, tokenizer = models[2]
+    for prompt in (timing.PROMPT, "The river of ", "My neighbour "):
+        ids = llamacpp.tokenise(server, prompt)
+        new, chunks = llamacpp.answer(server, ids, 12)
+        assert new == timing.generate_once(model, tokenizer, prompt, 12)[1]
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == llamacpp.detokenise(server, new)
+
+
+def test_measured_like_the_steps(server, files, tmp_path, capsys):
+    step, ids = steps.get_step(2), llamacpp.tokenise(server, timing.PROMPT)
+    result = engines.measure(lambda n, arrived: llamacpp.answer(server, ids, n, arrived)[0], ids, lambda new: llamacpp.detokenise(server, new), repeats=2)
+    assert len(result.warm) == 2 and result.prompt_tokens == len(ids) and len(result.token_ids) == timing.NEW_TOKENS
+    for call in (result.cold, *result.warm):
+        assert 0 < call.ttft < call.wall
+    total, read = gguf_files.sizes(files["BF16"])
+    row = engines.make_row("llama.cpp", "BF16", result, step, format="gguf", weight_bytes=total, read_bytes=read, packages=llamacpp.PACKAGES)
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(row, path)
+    assert ledger.read(path, engine=None) == [row] == ledger.read(path, engine="llama.cpp") and ledger.read(path) == []
+    assert row["title"] == "small BF16 (llama.cpp)" and row["versions"]["xllamacpp"] and row["tier"] == "embedded"
+    assert ledger.latest([row], "embedded", row["device"]) == {}  # no step of the article
+
+
+def rows():
+    """A row of a step and one of another engine, with times of their own."""
+    base = {"tier": "embedded", "device": "CPU", "prompt": "p", "new_tokens": 15, "wall_s": 1.0, "warm_wall_s": 0.5, "warm_ttft_s": 0.1, "weight_bytes": 10**6}
+    step = base | {"title": "small bf16", "tpot_s": 0.004, "decode_tokens_per_s": 250.0, "read_bytes": 8 * 10**6}
+    other = base | {"title": "small Q4_0 (llama.cpp)", "engine": "llama.cpp", "tpot_s": 0.001, "decode_tokens_per_s": 1000.0, "read_bytes": 2 * 10**6}
+    return step, other
+
+
+def test_beside_takes_the_newest_of_the_same_model():
+    step, other = rows()
+    foreign = [step | {"title": "large bf16"}, step | {"tier": "hub"}, step | {"run": "x"}, step | {"new_tokens": 3}]
+    assert engines.beside([other, step | {"tpot_s": 9.0}, *foreign, step], other) == [step, other]
+
+
+def test_table_and_chart_of_engines(capsys):
+    table = engines.table(rows(), bandwidth=8e9, device="CPU")
+    assert table.loc["small bf16", "floor"] == "1.00 ms" and table.loc["small bf16", "TPOT / floor"] == "4.0"
+    assert engines.table(rows(), bandwidth=8e9, device="Tesla T4").loc["small bf16", "floor"] == "-"
+    image = engines.chart(rows(), 8e9, "CPU")
+    assert plots.TIERS["embedded"] in image.metadata["alt"] and "small Q4_0 (llama.cpp) 1.00 ms (floor 250 µs)" in image.metadata["alt"]
+
+
+def test_an_engine_that_stops_early_is_refused():
+    with pytest.raises(TokenCountError, match="2 new tokens instead of 3"):
+        engines.answer_once(lambda n, arrived: [1, 2], 3)
+
+
+def test_requests_that_llama_cpp_refuses(server):
+    with pytest.raises(PromptError, match="exceeds the available context size") as error:
+        llamacpp.answer(server, [5] * 400, 3)
+    assert "\n" not in str(error.value)
+    with pytest.raises(PromptError, match="invalid tokens"):
+        llamacpp.answer(server, [1, 99999], 3)
+
+
+def test_files_that_cannot_be_loaded(files, tmp_path):
+    (tmp_path / "cut.gguf").write_bytes(files["Q4_0"].read_bytes()[:100_000])
+    (tmp_path / "text.gguf").write_text("no file of this kind")
+    for name in ("cut.gguf", "text.gguf"):
+        with pytest.raises(CheckpointError, match=f"llama.cpp cannot load .*{name}"):
+            llamacpp.load(tmp_path / name)
+    with pytest.raises(CheckpointError, match="no complete GGUF file"):
+        gguf_files.sizes(tmp_path / "text.gguf")
+    with pytest.raises(CheckpointError, match="There is no file"):
+        llamacpp.load(tmp_path / "none.gguf")
+
+
+def test_checkpoints_that_cannot_be_converted(tmp_path):
+    with pytest.raises(UnknownFormatError, match="no GGUF type 'Q3'.*Q4_0"):
+        gguf_files.write(SMALL, "Q3", tmp_path / "x.gguf")
+    with pytest.raises(CheckpointError, match="holds gptq weights"):
+        gguf_files.write(CHECKPOINTS / "small-gptq", "Q8_0", tmp_path / "x.gguf")
+    with pytest.raises(UnknownFormatError, match="Rows of 100 numbers"):
+        gguf_files.quantise(np.zeros((2, 100)), "Q4_0")
+    shutil.copytree(SMALL, tmp_path / "other")
+    tokenizer = json.loads((SMALL / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer | {"pre_tokenizer": {"type": "Metaspace"}}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="tokeniser that this converter does not know.*take a ready GGUF file"):
+        gguf_files.write(tmp_path / "other", "Q8_0", tmp_path / "x.gguf")
+    assert not list(tmp_path.glob("*gguf*"))
+
+
+def test_disk_that_is_too_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_files.machine, "disk", lambda folder: 1e6)
+    with pytest.raises(NotEnoughMemoryError, match="takes 0.0 GB and the disk has 0.0 GB free"):
+        gguf_files.write(SMALL, "Q8_0", tmp_path / "x.gguf")
+
+
+def test_an_interrupted_write_leaves_nothing_and_a_finished_one_is_used_again(tmp_path, monkeypatch):
+    path = tmp_path / "x.gguf"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(gguf_files, "_blocks", interrupt)
+        gguf_files.write(SMALL, "Q8_0", path)
+    assert not list(tmp_path.iterdir())
+    gguf_files.write(SMALL, "Q8_0", path)
+    before = path.stat().st_mtime_ns
+    assert gguf_files.write(SMALL, "Q8_0", path) == path and path.stat().st_mtime_ns == before
+
+
+def test_shards_and_a_vocabulary_with_unused_places(tmp_path):
+    """A checkpoint as synthetic.write leaves it: several shards, more rows in the table than the tokeniser has tokens."""
+    folder = tmp_path / "sharded"
+    shutil.copytree(SMALL, folder)
+    tensors = load_file(SMALL / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], tensors[name][:64]])
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[:20], "b.safetensors": names[20:]}
+    for part, inside in parts.items():
+        save_file({name: tensors[name] for name in inside}, folder / part)
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {name: part for part, inside in parts.items() for name in inside}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((SMALL / "config.json").read_text()) | {"vocab_size": 1600}
+    (folder / "config.json").write_text(json.dumps(config))
+    server = llamacpp.load(gguf_files.write(folder, "Q8_0", tmp_path / "x.gguf"))
+    new, _ = llamacpp.answer(server, llamacpp.tokenise(server, timing.PROMPT), 8)
+    assert len(new) == 8
+
+
+READY = """
+import json
+from helpers import gguf_files, llamacpp, steps
+from helpers.errors import CourseError
+step = steps.get_step(2, tier="hub")
+path = gguf_files.file(step, "Q4_0")
+server = llamacpp.load(path)
+found = {"name": path.name, "tokens": len(llamacpp.answer(server, llamacpp.tokenise(server, "A "), 4)[0])}
+try:
+    gguf_files.file(step, "Q8_0")
+except CourseError as error:
+    found["error"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_a_ready_file_from_the_hub(files, tmp_path):
+    """The real client, a Hub on the loopback interface: fetched once, a missing file is a sentence."""
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    shutil.copy(files["Q4_0"], ready / "llama-2-7b.Q4_0.gguf")
+    with Hub({"meta-llama/Llama-2-7b-hf": SMALL, "TheBloke/Llama-2-7B-GGUF": ready}) as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1"}
+        for _ in range(2):
+            done = subprocess.run([sys.executable, "-c", READY], cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found["name"] == "llama-2-7b.Q4_0.gguf" and found["tokens"] == 4
+        assert "TheBloke/Llama-2-7B-GGUF has no file llama-2-7b.Q8_0.gguf" in found["error"]
+        assert len(hub.fetched("llama-2-7b.Q4_0.gguf")) == 1
