@@ -1,0 +1,108 @@
+"""The exported graph computes what transformers computes, keeps GPTQ's integers, and every fault is a sentence."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import engines, ledger, onnx_models, quality, steps, timing
+from helpers.article import ROOT
+from helpers.errors import CheckpointError, PromptError
+
+
+@pytest.fixture(scope="module")
+def folders():
+    """The graphs of notebook 12: those that it has just written, else they are written now."""
+    small, gptq = steps.get_step(2), steps.get_step(3)
+    return {
+        "fp32": onnx_models.export(small, "fp32"),
+        "exact": onnx_models.export(gptq, "int4", "small-gptq-exact", accuracy_level=1, nodes_to_exclude="/lm_head/MatMul"),
+    }
+
+
+@pytest.fixture(scope="module")
+def fp32(folders):
+    return onnx_models.load(folders["fp32"])
+
+
+def test_logits_are_those_of_transformers(fp32):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = steps.get_step(2).checkpoint
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    for number, line in enumerate(quality.lines()[:25]):
+        ids = tokenizer(line).input_ids[: 2 + number]
+        with torch.no_grad():
+            theirs = model(torch.tensor([ids])).logits[0, -1].numpy()
+        ours = onnx_models.logits(fp32, ids)
+        assert ours.argmax() == theirs.argmax() and np.abs(ours - theirs).max() < 1e-3
+
+
+def test_greedy_tokens_are_those_of_transformers(fp32, models):
+    _, model, tokenizer = models[2]
+    for prompt in (timing.PROMPT, "The river of "):
+        ids = tokenizer(prompt).input_ids
+        assert onnx_models.answer(fp32, ids, 12) == timing.generate_once(model, tokenizer, prompt, 12)[1]
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.gate_proj", "model.layers.3.mlp.down_proj", "model.layers.2.attn.o_proj"])
+def test_gptqs_integers_and_scales_are_kept(folders, name):
+    from test_formats import unpack
+
+    step = steps.get_step(3)
+    integers = np.array(onnx_models.tensor(folders["exact"], f"{name}.MatMulNBits.qweight"))  # (outputs, groups, bytes)
+    scales = np.array(onnx_models.tensor(folders["exact"], f"{name}.MatMulNBits.scales")).reshape(*integers.shape[:2], 1)
+    weight = scales * ((np.stack([integers & 15, integers >> 4], -1).reshape(*integers.shape[:2], -1)).astype(np.float32) - 8)
+    assert np.array_equal(weight.reshape(integers.shape[0], -1), unpack(step, name.replace(".attn", ".self_attn")).numpy())
+
+
+def test_sizes_are_those_of_the_file(folders):
+    for folder in folders.values():
+        total, read = onnx_models.sizes(folder)
+        on_disk = (folder / "model.onnx.data").stat().st_size
+        assert 0.98 * on_disk <= total <= on_disk + 50_000  # small tensors stand in the graph, large ones begin at round places
+        assert total - read == 1536 * 256 * 4
+    assert onnx_models.operations(folders["fp32"])["GroupQueryAttention"] == 4
+
+
+def test_measured_like_the_steps(fp32, folders, tmp_path):
+    step = steps.get_step(2)
+    result = engines.measure(lambda n, arrived: onnx_models.answer(fp32, [1, 35, 421], n, arrived), [1, 35, 421], str, repeats=2)
+    total, read = onnx_models.sizes(folders["fp32"])
+    row = engines.make_row("onnxruntime", "fp32", result, step, format="onnx", weight_bytes=total, read_bytes=read, packages=onnx_models.PACKAGES)
+    ledger.append(row, tmp_path / "ledger.jsonl")
+    assert ledger.read(tmp_path / "ledger.jsonl", engine="onnxruntime") == [row]
+    assert all(row["versions"].values()) and 0 < row["ttft_s"] < row["wall_s"]
+
+
+def test_a_second_export_is_the_first_one(folders):
+    before = (folders["fp32"] / "model.onnx").stat().st_mtime_ns
+    assert onnx_models.export(steps.get_step(2), "fp32") == folders["fp32"] and (folders["fp32"] / "model.onnx").stat().st_mtime_ns == before
+
+
+def test_prompts_that_are_refused(fp32):
+    for ids, words in (([], "prompt of 0 tokens"), ([5] * 300, "context_length"), ([99999], "out of data bounds")):
+        with pytest.raises(PromptError, match=words) as error:
+            onnx_models.answer(fp32, ids, 3)
+        assert "\n" not in str(error.value)
+
+
+def test_folders_that_cannot_be_loaded(folders, tmp_path):
+    with pytest.raises(CheckpointError, match="no genai_config.json.*export it again"):
+        onnx_models.load(tmp_path)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folders["fp32"], damaged)
+    (damaged / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(CheckpointError, match="ONNX Runtime cannot load .*damaged") as error:
+        onnx_models.load(damaged)
+    assert "\n" not in str(error.value)
+
+
+def test_an_export_that_fails_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    with pytest.raises(CheckpointError, match="could not be written as ONNX .*int5") as error:
+        onnx_models.export(steps.get_step(2), "int5")
+    assert "\n" not in str(error.value) and not list((tmp_path / "onnx").glob("*"))
+    with pytest.raises(CheckpointError, match="this step needs GPTQ ones"):
+        onnx_models.export(steps.get_step(3, checkpoint=str(ROOT / "data" / "checkpoints" / "small")), "int4")
