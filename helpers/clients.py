@@ -1,0 +1,230 @@
+"""How fast does a server answer when many ask at once? An asynchronous client for any address with OpenAI's interface.
+
+Times are defined as in vLLM's ``benchmarks/lib/endpoint_request_func.py`` and ``benchmarks/serve.py`` (version 0.33.0,
+https://github.com/vllm-project/vllm): TTFT from sending a request to its first piece of text; ITL between two pieces; latency from sending to
+the last piece; throughput is all new tokens by the time from the first request's start to the last one's end. Percentiles are numpy's, linear
+between neighbours. One thing differs: a piece without text (the last one, which only says why the answer ended) is not counted here.
+"""
+
+import asyncio
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from urllib.parse import urlsplit
+
+from helpers.article import ROOT
+from helpers.errors import CourseError
+from helpers.timing import cpu_times
+from helpers.words import seconds
+
+TIMEOUT, LIMIT = 60, 20  # seconds: for one request; after which no further one is sent
+
+
+class EndpointError(CourseError, RuntimeError):
+    """An address where no request could be answered."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address with OpenAI's interface. url: up to and with ``/v1``. model: its name there; "" asks for the first one that it lists.
+
+    chat: talk to /chat/completions instead of /completions. key_variable: name of the environment variable with the key, which is never shown.
+    extra: more fields of each request, e.g. {"ignore_eos": True} for vLLM.
+    """
+
+    url: str
+    model: str = ""
+    chat: bool = False
+    key_variable: str = ""
+    extra: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished request; seconds. start: after the run's start. itl: between the pieces. pieces: with text. tokens: new ones, as the server counts (else pieces)."""
+
+    start: float
+    ttft: float
+    latency: float
+    itl: list
+    pieces: int
+    tokens: int
+    counted: bool
+    prompt_tokens: int | None
+    prompt: str
+    text: str
+
+
+@dataclass
+class Run:
+    """What ``measure`` found at one concurrency. problems: a sentence for each request that failed. cpu: seconds of processor time that this client took."""
+
+    concurrency: int
+    answers: list = field(default_factory=list)
+    problems: list = field(default_factory=list)
+    duration: float = 0.0
+    cpu: float = 0.0
+
+    @property
+    def throughput(self):
+        """New tokens a second, of all requests together."""
+        return sum(answer.tokens for answer in self.answers) / self.duration
+
+    @property
+    def rate(self):
+        """Finished requests a second."""
+        return len(self.answers) / self.duration
+
+    @property
+    def in_flight(self):
+        """Requests under way at a time, on average: all latencies together, by the duration."""
+        return sum(answer.latency for answer in self.answers) / self.duration
+
+    @property
+    def bundled(self):
+        """Share of the pieces that came less than 0.2 ms after the one before: the server or the network had held them back."""
+        gaps = [gap for answer in self.answers for gap in answer.itl]
+        return sum(gap < 2e-4 for gap in gaps) / len(gaps) if gaps else 0.0
+
+    def percentile(self, quantity, p):
+        """The ``p``-th percentile of "ttft", "itl" or "latency" in seconds; None where there is none."""
+        import numpy as np
+
+        values = [value for answer in self.answers for value in (answer.itl if quantity == "itl" else [getattr(answer, quantity)])]
+        return float(np.percentile(values, p)) if values else None
+
+    def row(self):
+        """The figures as a dict that JSON can hold; texts and prompts are left out."""
+        kept = [{k: v for k, v in asdict(answer).items() if k not in ("prompt", "text")} for answer in self.answers]
+        figures = {f"{q}_p{p}_s": self.percentile(q, p) for q in ("ttft", "itl", "latency") for p in (50, 95)}
+        found = {"concurrency": self.concurrency, "requests": len(kept), "failed": len(self.problems), "problems": sorted(set(self.problems))}
+        return found | {"duration_s": self.duration, "client_cpu_s": self.cpu, "tokens_per_s": self.throughput, "bundled": self.bundled} | figures | {"answers": kept}
+
+    def __str__(self):
+        parts = [f"{q.upper() if q != 'latency' else q} {seconds(self.percentile(q, 50))} (p95 {seconds(self.percentile(q, 95))})" for q in ("ttft", "itl", "latency")]
+        line = f"{self.concurrency:2d} at once: {len(self.answers):2d} answers in {seconds(self.duration)}, {self.throughput:6,.0f} tokens/s; {', '.join(parts)}"
+        return line + (f"\n   {len(self.problems)} failed: {self.problems[0]}" if self.problems else "")
+
+
+def prompts(count, words=24):
+    """Return ``count`` different stretches of ``words`` words of the held-out text, so that no server can answer from an earlier prompt's cache."""
+    text = (ROOT / "data" / "text" / "heldout.txt").read_text(encoding="utf-8").split()
+    if count * words > len(text):
+        raise EndpointError(f"The held-out text has {len(text)} words: {count} prompts of {words} would begin to repeat.")
+    return [" ".join(text[n * words : (n + 1) * words]) for n in range(count)]
+
+
+async def measure(endpoint, prompts, concurrency, new_tokens, timeout=TIMEOUT, limit=LIMIT):
+    """Send ``prompts`` to ``endpoint``, always ``concurrency`` at a time, and return a Run; ``new_tokens`` are asked for, greedily.
+
+    timeout: seconds for one request. limit: seconds after which no further request is sent. After a failure other than a timeout none is sent
+    either. What was finished is kept; EndpointError is raised only if nothing was.
+    """
+    import openai
+
+    if urlsplit(endpoint.url).scheme not in ("http", "https"):
+        raise EndpointError(f"{endpoint.url!r} is no address: write it in full, for example http://127.0.0.1:8000/v1.")
+    key = os.environ.get(endpoint.key_variable, "") if endpoint.key_variable else ""
+    local = urlsplit(endpoint.url).hostname in ("127.0.0.1", "localhost", "::1")
+    # Between two programs of one machine: no proxy; and a connection for each request, because llama.cpp's server closes some that are kept.
+    http = openai.DefaultAsyncHttpxClient(trust_env=False, headers={"Connection": "close"}) if local else None
+    run, waiting, start = Run(concurrency), iter(list(prompts)), time.perf_counter()
+
+    async def reader(client, model):
+        for prompt in waiting:
+            if time.perf_counter() - start > limit or any(problem.stops for problem in run.problems):
+                return
+            try:
+                async with asyncio.timeout(timeout):
+                    run.answers.append(await _ask(client, endpoint, model, prompt, new_tokens, start))
+            except Exception as error:
+                run.problems.append(_Problem(*_why(error, endpoint, timeout)))
+
+    async with openai.AsyncOpenAI(base_url=endpoint.url, api_key=key or "none", max_retries=0, timeout=timeout, http_client=http) as client:
+        try:
+            model = endpoint.model or await _first_model(client)
+        except Exception as error:
+            raise EndpointError(_why(error, endpoint, timeout)[0]) from None
+        start, worked = time.perf_counter(), sum(cpu_times())
+        await asyncio.gather(*(reader(client, model) for _ in range(concurrency)))
+        run.duration, run.cpu = time.perf_counter() - start, sum(cpu_times()) - worked
+    if run.problems and not run.answers:
+        raise EndpointError(str(run.problems[0]))
+    return run
+
+
+async def _first_model(client):
+    """The name of the first model that the address lists."""
+    listed = (await client.models.list()).data
+    if not listed:
+        raise ValueError("no models")
+    return listed[0].id
+
+
+async def _ask(client, endpoint, model, prompt, new_tokens, start):
+    """Stream one answer and return it."""
+    ask = client.chat.completions if endpoint.chat else client.completions
+    what = {"messages": [{"role": "user", "content": prompt}]} if endpoint.chat else {"prompt": prompt}
+    sent, stamps, texts, usage = time.perf_counter(), [], [], None
+    stream = await ask.create(
+        model=model, max_tokens=new_tokens, temperature=0, stream=True, stream_options={"include_usage": True}, extra_body=endpoint.extra or None, **what
+    )
+    async for chunk in stream:
+        now, usage = time.perf_counter(), getattr(chunk, "usage", None) or usage
+        for choice in getattr(chunk, "choices", None) or []:
+            text = getattr(choice.delta, "content", "") if endpoint.chat else getattr(choice, "text", "")
+            if text:
+                stamps.append(now)
+                texts.append(text)
+    if not stamps:
+        raise ValueError("no text")
+    return Answer(
+        sent - start, stamps[0] - sent, stamps[-1] - sent, [b - a for a, b in zip(stamps, stamps[1:])], len(stamps),
+        usage.completion_tokens if usage else len(stamps), bool(usage), usage.prompt_tokens if usage else None, prompt, "".join(texts),
+    )
+
+
+class _Problem(str):
+    """Why a request failed, in a sentence. stops: whether the next one would fail too."""
+
+    def __new__(cls, sentence, stops):
+        problem = super().__new__(cls, sentence)
+        problem.stops = stops
+        return problem
+
+
+def _why(error, endpoint, timeout):
+    """(sentence, whether to send no further request) for what stopped a request."""
+    import openai
+
+    url, status = endpoint.url, getattr(error, "status_code", None)
+    path = "/chat/completions" if endpoint.chat else "/completions"
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    kinds = {cls.__name__ for link in chain for cls in type(link).__mro__}
+    error = chain[0]
+    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+        return f"{url} did not finish an answer within {timeout:g} s: give it more time, ask for fewer tokens, or ask less at once.", False
+    if status in (401, 403):
+        variable = endpoint.key_variable
+        has = f"the key in {variable} was refused" if variable and os.environ.get(variable) else f"{variable} is empty" if variable else "none was given"
+        return f"{url} asks for a key, and {has} (HTTP {status}): put a valid one into an environment variable and name it as key_variable.", True
+    if status in (404, 405):
+        other = "chat=False" if endpoint.chat else "chat=True"
+        return f"{url} does not know {path} or the model {endpoint.model!r} (HTTP {status}): check the address (it usually ends in /v1) and the model, or try {other}.", True
+    if status == 429:
+        return f"{url} asks you to slow down (HTTP 429): wait, or ask less at once.", True
+    if status:
+        said = " ".join(str(getattr(error, "message", error)).split())[:200]
+        return f"{url} {'has a problem of its own' if status >= 500 else 'refused the request'}: {said}.", True
+    if "ConnectError" in kinds:
+        return f"Nobody answers at {url}: start the server, or check address and port.", True
+    if kinds & {"APIConnectionError", "RemoteProtocolError", "ReadError"}:
+        return f"{url} broke off in the middle: the server has died or was stopped; start it again.", True
+    if isinstance(error, openai.APIError):
+        return f"{url} reported an error in its answer: {str(error.body or error)[:200]}.", True
+    if isinstance(error, (ValueError, AttributeError, TypeError)):  # what the client stumbles over in an answer of another kind
+        return f"{url} answered, but not as OpenAI's interface would: check that a model server has this address, and name the model.", True
+    return f"{url}: {type(error).__name__}: {str(error)[:200]}.", True
