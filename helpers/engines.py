@@ -2,7 +2,7 @@
 
 import time
 
-from helpers import ledger, plots, tiers
+from helpers import bandwidth, ledger, plots, tiers
 from helpers.article import NEW_TOKENS, PROMPT
 from helpers.errors import TokenCountError
 from helpers.timing import REPEATS, WARMUPS, Call, Timing, cpu_times, peak_rss
@@ -89,14 +89,21 @@ def beside(rows, like):
     return sorted(newest.values(), key=lambda row: -row["tpot_s"])
 
 
-def table(rows, bandwidth=None, device=None):
-    """Return a table (pandas.DataFrame) of ``rows``. floor: the time that reading a token's bytes takes at ``bandwidth`` (bytes/s) of ``device``."""
+def with_floor(rows):
+    """Return ``rows`` with the key floor_tpot_s: seconds that reading a token's bytes takes on this CPU, None for rows of another device.
+
+    The bandwidth is measured now, over as many bytes as the row reads: a small model is read from the cache.
+    """
+    here = tiers.device_name("cpu")
+    return [row | {"floor_tpot_s": row["read_bytes"] / bandwidth.measure("cpu", row["read_bytes"]) if row["device"] == here else None} for row in rows]
+
+
+def table(rows):
+    """Return a table (pandas.DataFrame) of ``rows``; floor as ``with_floor`` measured it."""
     import pandas as pd
 
-    lines = []
-    for row in rows:
-        floor = row["read_bytes"] / bandwidth if bandwidth and row["device"] == device else None
-        lines.append({
+    lines = [
+        {
             "model": row["title"],
             "engine": row.get("engine", "transformers"),
             "first call": seconds(row["wall_s"]),
@@ -105,30 +112,27 @@ def table(rows, bandwidth=None, device=None):
             "TPOT": seconds(row["tpot_s"]),
             "tokens/s": f"{row['decode_tokens_per_s']:,.1f}",
             "weights": f"{row['weight_bytes'] / 1e6:,.1f} MB",
-            "floor": seconds(floor),
-            "TPOT / floor": f"{row['tpot_s'] / floor:.1f}" if floor else "-",
-        })  # fmt: skip
+            "floor": seconds(row.get("floor_tpot_s")),
+            "TPOT / floor": f"{row['tpot_s'] / row['floor_tpot_s']:.1f}" if row.get("floor_tpot_s") else "-",
+        }
+        for row in rows
+    ]
     return pd.DataFrame(lines).set_index("model") if lines else pd.DataFrame()
 
 
-def chart(rows, bandwidth=None, device=None, save_as=None):
-    """Draw the time per output token of ``rows``, with its floor (see ``table``) as a black line; return what ``plots.show`` returns."""
-    figure, axes = plots.figure("nothing measured yet", "time per output token, ms", "", size=(8, 0.9 + 0.4 * max(len(rows), 2)))
-    said = []
-    highest = max((1000 * row["tpot_s"] for row in rows), default=1)
+def chart(rows, save_as=None):
+    """Draw the time per output token of ``rows``, the floor (see ``with_floor``) as a black line; return what ``plots.show`` returns."""
+    figure, axes = plots.figure("", "time per output token, ms", "", size=(8, 1.2 + 0.36 * len(rows)))
+    highest, several, said = max((1000 * row["tpot_s"] for row in rows), default=1), len({row["device"] for row in rows}) > 1, []
     for place, row in enumerate(rows):
-        engine, value = row.get("engine", "transformers"), 1000 * row["tpot_s"]
+        engine, value, floor = row.get("engine", "transformers"), 1000 * row["tpot_s"], row.get("floor_tpot_s")
         axes.barh(place, value, 0.7, color=COLOURS[engine], hatch=HATCHES[engine], edgecolor="white")
         axes.text(value + highest / 100, place, seconds(row["tpot_s"]), va="center", fontsize=8)
-        text = f"{row['title']} {seconds(row['tpot_s'])}"
-        if bandwidth and row["device"] == device:
-            floor = 1000 * row["read_bytes"] / bandwidth
-            axes.plot([floor, floor], [place - 0.35, place + 0.35], color="black", linewidth=2)
-            text += f" (floor {seconds(floor / 1000)})"
-        said.append(text)
-    several = len({row["device"] for row in rows}) > 1
+        if floor:
+            axes.plot([1000 * floor] * 2, [place - 0.35, place + 0.35], color="black", linewidth=2)
+        said.append(f"{row['title']} {seconds(row['tpot_s'])}" + (f" (floor {seconds(floor)})" if floor else ""))
     axes.set_yticks(range(len(rows)), [row["title"] + (f"\n{row['device']}" if several else "") for row in rows], fontsize=8)
     axes.set_xlim(0, highest * 1.15)
     where = plots.TIERS[rows[0]["tier"]] + ("" if several else f", {rows[0]['device']}") if rows else "nothing measured yet"
-    axes.set_title(f"{where}\nblack line: the floor, reading the weights once" if bandwidth else where, fontsize=10)
+    axes.set_title(where + ("\nblack line: the floor, reading the weights once" if any(row.get("floor_tpot_s") for row in rows) else ""), fontsize=10)
     return plots.show(figure, f"{where}. Time per output token: {'; '.join(said)}.", save_as)

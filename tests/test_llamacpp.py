@@ -12,7 +12,7 @@ import torch
 from hub import Hub
 from safetensors.torch import load_file, save_file
 
-from helpers import engines, gguf_files, ledger, llamacpp, plots, quality, steps, timing
+from helpers import engines, gguf_files, ledger, llamacpp, plots, quality, steps, tiers, timing
 from helpers.article import ROOT
 from helpers.errors import CheckpointError, NotEnoughMemoryError, PromptError, TokenCountError, UnknownFormatError
 from helpers.steps import CHECKPOINTS
@@ -151,11 +151,17 @@ def test_beside_takes_the_newest_of_the_same_model():
 
 
 def test_table_and_chart_of_engines(capsys):
-    table = engines.table(rows(), bandwidth=8e9, device="CPU")
+    some = [row | {"floor_tpot_s": floor} for row, floor in zip(rows(), (0.001, None))]
+    table = engines.table(some)
     assert table.loc["small bf16", "floor"] == "1.00 ms" and table.loc["small bf16", "TPOT / floor"] == "4.0"
-    assert engines.table(rows(), bandwidth=8e9, device="Tesla T4").loc["small bf16", "floor"] == "-"
-    image = engines.chart(rows(), 8e9, "CPU")
-    assert plots.TIERS["embedded"] in image.metadata["alt"] and "small Q4_0 (llama.cpp) 1.00 ms (floor 250 µs)" in image.metadata["alt"]
+    assert table.loc["small Q4_0 (llama.cpp)", "floor"] == "-"
+    image = engines.chart(some)
+    assert plots.TIERS["embedded"] in image.metadata["alt"] and "small bf16 4.00 ms (floor 1.00 ms); small Q4_0" in image.metadata["alt"]
+
+
+def test_the_floor_is_of_this_machine():
+    here, elsewhere = engines.with_floor([rows()[0] | {"device": tiers.device_name("cpu")}, rows()[1]])
+    assert 1e-6 < here["floor_tpot_s"] < 1 and elsewhere["floor_tpot_s"] is None
 
 
 def test_an_engine_that_stops_early_is_refused():
