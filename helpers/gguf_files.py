@@ -7,6 +7,8 @@ carries. Which tensor gets which type is llama.cpp's rule (src/llama-quant.cpp, 
 
 import ctypes
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -116,14 +118,19 @@ def quantise(matrix, type):
     import numpy as np
 
     kind = gguf.GGMLQuantizationType[type]
-    matrix = np.ascontiguousarray(matrix, dtype=np.float32)
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    rows, columns = matrix.shape
-    blocks = np.empty((rows, columns // block * size), dtype=np.uint8)
-    written = _ggml().ggml_quantize_chunk(int(kind), matrix.ctypes.data, blocks.ctypes.data, 0, rows, columns, None)
-    if columns % block or written != blocks.nbytes:
+    columns = matrix.shape[1]
+    if columns % block:
         raise UnknownFormatError(f"Rows of {columns} numbers cannot be written as {type}: its blocks have {block}.")
-    return blocks
+
+    def blocks(rows):
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+        found = np.empty((len(rows), columns // block * size), dtype=np.uint8)
+        _ggml().ggml_quantize_chunk(int(kind), rows.ctypes.data, found.ctypes.data, 0, len(rows), columns, None)
+        return found
+
+    with ThreadPoolExecutor() as pool:  # the C function runs without Python's lock
+        return np.concatenate(list(pool.map(blocks, np.array_split(matrix, os.cpu_count()))))
 
 
 def _rule(type):
