@@ -128,7 +128,7 @@ async def measure(endpoint, prompts, concurrency, new_tokens, timeout=TIMEOUT, l
     local = urlsplit(endpoint.url).hostname in ("127.0.0.1", "localhost", "::1")
     # Between two programs of one machine: no proxy; and a connection for each request, because llama.cpp's server closes some that are kept.
     http = openai.DefaultAsyncHttpxClient(trust_env=False, headers={"Connection": "close"}) if local else None
-    run, waiting, start = Run(concurrency), iter(list(prompts)), time.perf_counter()
+    run, waiting, start = Run(concurrency), iter(prompts), time.perf_counter()
 
     async def reader(client, model):
         for prompt in waiting:
@@ -165,23 +165,30 @@ async def _ask(client, endpoint, model, prompt, new_tokens, start):
     """Stream one answer and return it."""
     ask = client.chat.completions if endpoint.chat else client.completions
     what = {"messages": [{"role": "user", "content": prompt}]} if endpoint.chat else {"prompt": prompt}
-    sent, stamps, texts, usage = time.perf_counter(), [], [], None
+    sent, stamps, texts, usage, ended = time.perf_counter(), [], [], None, False
     stream = await ask.create(
         model=model, max_tokens=new_tokens, temperature=0, stream=True, stream_options={"include_usage": True}, extra_body=endpoint.extra or None, **what
     )
     async for chunk in stream:
         now, usage = time.perf_counter(), getattr(chunk, "usage", None) or usage
         for choice in getattr(chunk, "choices", None) or []:
+            ended = ended or bool(choice.finish_reason)
             text = getattr(choice.delta, "content", "") if endpoint.chat else getattr(choice, "text", "")
             if text:
                 stamps.append(now)
                 texts.append(text)
+    if not stamps and ended:
+        raise _Empty
     if not stamps:
         raise ValueError("no text")
     return Answer(
         sent - start, stamps[0] - sent, stamps[-1] - sent, [b - a for a, b in zip(stamps, stamps[1:])], len(stamps),
         usage.completion_tokens if usage else len(stamps), bool(usage), usage.prompt_tokens if usage else None, prompt, "".join(texts),
     )
+
+
+class _Empty(Exception):
+    """An answer that ended before its first token."""
 
 
 class _Problem(str):
@@ -207,6 +214,8 @@ def _why(error, endpoint, timeout):
     error = chain[0]
     if isinstance(error, (TimeoutError, openai.APITimeoutError)):
         return f"{url} did not finish an answer within {timeout:g} s: give it more time, ask for fewer tokens, or ask less at once.", False
+    if isinstance(error, _Empty):
+        return f"{url} ended an answer before its first word: the model had nothing to add; take other prompts, or forbid the end (extra).", False
     if status in (401, 403):
         variable = endpoint.key_variable
         has = f"the key in {variable} was refused" if variable and os.environ.get(variable) else f"{variable} is empty" if variable else "none was given"

@@ -57,7 +57,7 @@ class Server:
         if self.process.poll() is not None:
             status = self.process.returncode
             how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            raise ServerError(f"{self.name} ended {how}. Its last words: {self.last_words()} (all of it: {self.log}). Start it again.")
+            raise ServerError(f"{self.name} ended {how}. Its last words: {self.last_words()} (all of it: {os.path.relpath(self.log)}). Start it again.")
 
     def last_words(self):
         """The last line of the log that names an error, else the last line."""
@@ -161,7 +161,7 @@ def _start(name, what, options, port, model, no_end, patience=180):
         while not healthy(server.url):
             server.check()
             if time.perf_counter() - started > patience:
-                raise ServerError(f"{name} is not well after {patience} s. Its last words: {server.last_words()} (all of it: {log}).")
+                raise ServerError(f"{name} is not well after {patience} s. Its last words: {server.last_words()} (all of it: {os.path.relpath(log)}).")
             time.sleep(0.1)
         server.check()  # who answered was not another program on that port
     except BaseException:  # an interrupt too
@@ -186,7 +186,7 @@ def _end_with_notebook():
     """Ask this process to end once its standard input closes: the notebook said stop, or is gone."""
 
     def watch():
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not sys.stdin, whose lock would abort a process that ends for another reason
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -208,7 +208,7 @@ def main(arguments):
     except CourseError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(f"listening on {server.listening_address}", flush=True)
-    sys.stdin.buffer.read()
+    os.read(0, 1)
     os._exit(0)  # requests that are still being answered are not waited for
 
 
