@@ -1,0 +1,197 @@
+"""How does a quantised model become a checkpoint that others can load? Save it, describe it in a model card, publish it."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import access, gptq
+from helpers.errors import CheckpointError, CourseError
+
+
+class UploadError(CourseError, OSError):
+    """An upload to the Hub that could not be made; what is on this disk stays."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What GPTQ needs at least for one model: memory in bytes, floating-point operations."""
+
+    memory: int
+    operations: int
+
+
+def needs(shape, tokens, weight_size=2):
+    """Return the Needs of the library's GPTQ on a Llama of ``shape`` (steps.Shape) with ``tokens`` calibration tokens; weight_size: bytes a weight.
+
+    Memory: the unquantised weights, what goes into a block and comes out of it for all tokens, and three float32 matrices of the widest
+    layer's Hessian (itself and two steps of its inverse). Operations: each block is computed once for each of its seven linear layers
+    and once more for its output, 2 a weight and token; each layer's Hessian takes 2 a token and entry. Attention, the inverse and the
+    loop over columns come on top.
+    """
+    linears, layers = shape.linears(), shape.num_hidden_layers
+    widest = max(n for n, _ in linears)
+    memory = weight_size * (shape.parameters + 2 * tokens * shape.hidden_size) + 3 * 4 * widest**2
+    operations = 2 * tokens * (8 * shape.linear_parameters + layers * sum(n * n for n, _ in linears))
+    return Needs(memory, operations)
+
+
+def save(model, tokenizer, folder):
+    """Write a model that was quantised by GPTQConfig, with configuration, generation configuration and tokeniser, as ``folder`` (a Path).
+
+    In layout v1, which all GPTQ programs read: in memory, gptqmodel keeps v2, where zero points are stored as they are. What is not
+    quantised is stored in float16. The calibration text does not go into the configuration. The folder appears when it is complete, and
+    takes the place of an older one. Raises CheckpointError if the model is not one, or the disk does not take it.
+    """
+    from safetensors.torch import save_file
+
+    from data.build.train import move_into_place
+    from helpers.loading import quiet
+
+    if not hasattr(getattr(model, "hf_quantizer", None), "optimum_quantizer"):
+        raise CheckpointError("This model was not quantised by GPTQConfig in this notebook: quantise it first, then save it.")
+    quantizer = model.hf_quantizer.optimum_quantizer
+    settings = {key: value for key, value in quantizer.to_dict().items() if value is not None and key not in ("dataset", "format")}
+    settings["checkpoint_format"] = "gptq"
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".qzeros"):
+            tensor = gptq.pack(gptq.unpack(tensor.T, quantizer.bits) - 1, quantizer.bits).T
+        tensors[name] = (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
+    folder, part = Path(folder), Path(folder).with_name(Path(folder).name + ".partial")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        with quiet():
+            save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})  # save_pretrained would take the tensors from the model
+            for each in (model.config, model.generation_config, tokenizer):
+                each.save_pretrained(part)
+        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+        config |= {"dtype": "float16", "torch_dtype": "float16", "quantization_config": settings}  # older programs ask for torch_dtype
+        for name, content in (("config.json", config), ("quantize_config.json", settings)):
+            (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        move_into_place(part, folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder} could not be written ({error.strerror or error}): make room, or set RESULTS_DIR to another folder.") from error
+
+
+CARD = """
+# {name}
+
+{base}, quantised to {bits} bits with GPTQ (Frantar et al., 2022, <https://arxiv.org/abs/2210.17323>), made in a course on quantised inference.
+
+## How it was made
+
+| | |
+|---|---|
+| bits, group size | {bits}, {group} |
+| symmetric; columns by activation (desc_act) | {sym}; {desc_act} |
+| damping | {damp} of the mean diagonal of the Hessian |
+| calibration | {calibration} |
+| layout | GPTQ v1 (`qweight`, `qzeros`, `scales`, `g_idx`); what is not quantised is in float16 |
+| made with | {versions} |
+
+## What was measured
+
+| | unquantised | this model |
+|---|---|---|
+| perplexity | {before:.4f} | {after:.4f} |
+| bytes of the weights | {bytes_before:,} | {bytes_after:,} |
+
+Perplexity over {tokens:,} tokens. Protocol: {protocol}. On {device}, {date}. It depends on text and protocol: compare it with nothing else.
+
+## Use and limits
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+
+transformers needs the packages optimum and gptqmodel for it. Nothing but the perplexity above was measured: read the card of the model it was
+made from for what that one can and cannot do. Its licence applies to this one too{licence}.
+"""
+
+
+def write_card(folder, base, unquantised, row, calibration):
+    """Write the model card, ``folder``/README.md, from what was measured and from the folder's own quantize_config.json.
+
+    base: the Step that was quantised. unquantised, row: rows of quality.make_row, before and after. calibration: in words. Metadata and
+    their place are the Hub's (https://huggingface.co/docs/hub/model-cards), written by huggingface_hub.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    folder = Path(folder)
+    settings = json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))
+    embedded, name = base.tier == "embedded", Path(base.checkpoint).name if base.is_folder else base.checkpoint
+    perplexity = EvalResult(
+        task_type="text-generation", dataset_type="heldout", dataset_name="the course's held-out text, by its own protocol", metric_type="perplexity",
+        metric_value=round(row["perplexity"], 4),
+    )  # fmt: skip
+    about = {"license": "mit", "language": "en"} if embedded else {}
+    if not base.is_folder:
+        about |= {"base_model": base.checkpoint, "base_model_relation": "quantized"}
+    data = ModelCardData(
+        model_name=folder.name, library_name="transformers", pipeline_tag="text-generation", tags=["gptq", f"{settings['bits']}-bit"],
+        eval_results=[perplexity], **about,
+    )  # fmt: skip
+    text = CARD.format(
+        name=folder.name,
+        base=f"The course's small model `{name}` (it stands in for Llama-2 and is none)" if embedded else name,
+        bits=settings["bits"], group=settings["group_size"], sym=settings["sym"], desc_act=settings["desc_act"], damp=settings["damp_percent"],
+        calibration=calibration, versions=", ".join(f"{name} {version}" for name, version in row["versions"].items() if version),
+        before=unquantised["perplexity"], after=row["perplexity"], bytes_before=unquantised["weight_bytes"], bytes_after=row["weight_bytes"],
+        tokens=row["tokens"], protocol=row["protocol"], device=row["device"], date=row["date"][:10],
+        licence=" (MIT)" if embedded else "",
+    )  # fmt: skip
+    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
+    return folder / "README.md"
+
+
+def publish(folder, repository, yes=False):
+    """Upload the checkpoint ``folder`` to the reader's own, private repository of the Hub, and return its address; None if nothing was sent.
+
+    repository: "owner/name", or None: nothing happens. yes: without it, what would be sent is printed and nothing is sent. A repository
+    that is not private is left alone. Raises UploadError; an upload is one commit, so the repository is never half written.
+    """
+    if repository is None:
+        print("Nothing was uploaded: my_repository is None.")
+        return None
+    folder = Path(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    if not yes:
+        print(f"{len(files)} files of {folder.name} ({size / 1e6:,.1f} MB) would go to https://huggingface.co/{repository}, private:", *(f.name for f in files))
+        print("Nothing was uploaded yet: set upload_it = True and run this cell again.")
+        return None
+    stays = f"{folder.name} stays on this disk as it is"
+    if not access.token_place():
+        raise UploadError(
+            f"{repository} was not uploaded, because there is no token: make one that may write on https://huggingface.co/settings/tokens and"
+            f" log in with it in notebook 00; {stays}."
+        )
+    from huggingface_hub import HfApi
+
+    api, problem = HfApi(), ""
+    try:
+        made = api.create_repo(repository, private=True, exist_ok=True)
+        if not api.model_info(made.repo_id).private:
+            problem = "it exists already and is public: choose another name"
+        else:
+            print(f"Uploading {len(files)} files, {size / 1e6:,.1f} MB, to {made.repo_id} (private).", flush=True)
+            return api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="GPTQ checkpoint with its model card").commit_url
+    except access.OUR_MISTAKES:
+        raise
+    except Exception as error:
+        problem = _why_not(error, repository)
+    raise UploadError(f"{repository} was not uploaded: {problem}; {stays}.")
+
+
+def _why_not(error, repository):
+    """Say in a clause why the Hub did not take an upload."""
+    if type(error).__name__ == "HFValidationError":
+        return "that is no name of a repository: write owner/name"
+    if access.status_of(error) == 403:
+        return "your token may not write there: make one with the right to write on https://huggingface.co/settings/tokens"
+    return access.why(error, repository)
