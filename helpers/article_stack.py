@@ -9,13 +9,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from helpers import checks, engines, isolated, setup, steps, tiers, timing
+from helpers import checks, isolated, setup, steps, tiers, timing
 from helpers.article import NEW_TOKENS, PROMPT, ROOT
 from helpers.errors import CheckpointError, CourseError
 from helpers.isolated import Environment
 
 REQUIREMENTS = ROOT / "requirements" / "article-stack.txt"
-DOWNLOAD, SIZE = 2.95e9, 5.5e9  # bytes, measured on Linux in November 2026
+DOWNLOAD, SIZE = 2.95e9, 5.5e9  # bytes, as measured on Linux in November 2026; most of it is CUDA, which comes with torch 2.2.1
 ENGINE = "2024 stack"
 
 
@@ -60,6 +60,8 @@ def ask(environment, job):
 
 def make_row(step, answer, dtype="float16"):
     """Return the ledger row of the run in ``dtype`` of ``answer`` (from ``ask``), with that environment's Python and versions."""
+    from helpers import engines
+
     run = answer["runs"][dtype]
     return engines.make_row(
         ENGINE, "GPTQ", run["timing"], step, format="gptq", weight_bytes=step.bytes, read_bytes=step.shape.read_bytes("gptq"), packages=(),
@@ -72,7 +74,7 @@ def check(folder):
     """Raise CheckpointError unless ``folder`` holds a GPTQ checkpoint that auto-gptq reads rightly."""
     checks.check_folder(folder, "gptq")
     if steps.read_json(folder, "config.json")["quantization_config"].get("checkpoint_format") == "gptq_v2":
-        raise CheckpointError(f"{folder} is in GPTQ's second file format, and auto-gptq would read every zero point wrong by one: choose one in the first format.")
+        raise CheckpointError(f"{folder} is in GPTQ's second file format, and auto-gptq would read every zero point wrong by one: choose another.")
 
 
 def load(folder, device, dtype):

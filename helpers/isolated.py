@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +92,14 @@ class Environment:
             raise PackagesError(f"{self.folder} holds something else: set ARTICLE_STACK_DIR to a new folder and restart the kernel.")
         started = time.perf_counter()
         shutil.rmtree(self.folder, ignore_errors=True)
-        if reason := _run(program, "venv", "--python", self.python, str(self.folder)):
+        command = (program, "venv", "--python", self.python, str(self.folder))
+        if (reason := _run(*command)) and _run(*command, "--python-preference", "only-managed"):  # uv's own, where the machine's is broken
             raise PackagesError(
                 f"uv made no environment with Python {self.python} ({reason}): install that Python, or let uv fetch it from the network, and"
-                " run this cell again; nothing was changed."
+                " run this cell again."
             )
-        if reason := _run(program, "pip", "install", "--no-build", "--python", str(self.executable), "-r", str(self.requirements)):
+        install = ("pip", "install", "--no-build", "--python", str(self.executable), "-r", str(self.requirements))
+        if reason := _run(program, *install, download=self.download):
             if "no usable wheels" in reason:
                 raise PackagesError(f"These packages are not made for this machine ({reason}): use another one, in Colab for example.")
             raise PackagesError(
@@ -164,27 +167,28 @@ def uv():
     """Return the path of uv: the one on PATH, else the one among this Python's packages, where it is added if it is missing. Raises PackagesError."""
     if found := shutil.which("uv"):
         return found
-    try:
-        setup.add("uv")
-    except PackagesError as error:
-        raise PackagesError(f"uv, which builds the environment, is missing. {error}") from None
+    if setup.installed("uv") is None:
+        try:
+            setup.add("uv")
+        except PackagesError as error:
+            raise PackagesError(f"uv, which builds the environment, is missing. {error}") from None
     from uv import find_uv_bin
 
     return find_uv_bin()
 
 
-def _run(*command):
-    """Run uv with a bar for what it downloads; return why it failed, or "". Raises PackagesError if the reader interrupts it."""
+def _run(*command, download=0):
+    """Run uv; return why it failed, or "". download: bytes for the bar. Raises PackagesError if the reader interrupts it."""
     from tqdm.auto import tqdm
 
     said, sizes = [], {}
-    with tqdm(total=0, unit="MB", desc="fetching", leave=False) as bar, subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    bar = tqdm(total=download, unit="B", unit_scale=True, desc="fetching", leave=False, disable=not download)
+    with bar, subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             for line in map(str.strip, process.stderr):
                 said.append(line)
                 if begun := re.fullmatch(r"Downloading (\S+) \(([\d.]+)([KMG])iB\)", line):
-                    sizes[begun[1]] = float(begun[2]) * 1024 ** " KMG".index(begun[3]) / 1e6
-                    bar.total += sizes[begun[1]]
+                    sizes[begun[1]] = float(begun[2]) * 1024 ** " KMG".index(begun[3])
                 elif done := re.fullmatch(r"Downloaded (\S+)", line):
                     bar.update(sizes.get(done[1], 0))
         except KeyboardInterrupt:
@@ -192,8 +196,9 @@ def _run(*command):
             raise PackagesError("Interrupted: what is complete stays in uv's cache. Run the cell again to go on.") from None
     if process.returncode == 0:
         return ""
-    reasons = [found[1].rstrip(".") for line in said if (found := re.match(r"(?:error|cause|Caused by|×|╰─▶):? (.*)", line))] or said[-1:] or ["no reason given"]
-    return ": ".join(dict.fromkeys([reasons[0], reasons[-1]]))
+    reasons = re.split(r"^(?:error|cause|Caused by|×|╰─▶):? ", "\n".join(said).split("\nhint:")[0], flags=re.M)
+    reasons = reasons[1:] or said[-1:] or ["no reason given"]
+    return ": ".join(textwrap.shorten(reason, 200, placeholder=" …").rstrip(".") for reason in dict.fromkeys([reasons[0], reasons[-1]]))
 
 
 def _why(module, status, said):
