@@ -41,7 +41,11 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Answer:
-    """One finished request; seconds. start: after the run's start. itl: between the pieces. pieces: with text. tokens: new ones, as the server counts (else pieces)."""
+    """One finished request; seconds.
+
+    start: after the run's start. itl: between the pieces. pieces: those with text. tokens: new ones, as the server counts them; if it does not,
+    the pieces (counted is False).
+    """
 
     start: float
     ttft: float
@@ -98,10 +102,12 @@ class Run:
         kept = [{k: v for k, v in asdict(answer).items() if k not in ("prompt", "text")} for answer in self.answers]
         figures = {f"{q}_p{p}_s": self.percentile(q, p) for q in ("ttft", "itl", "latency") for p in (50, 95)}
         found = {"concurrency": self.concurrency, "requests": len(kept), "failed": len(self.problems), "problems": sorted(set(self.problems))}
-        return found | {"duration_s": self.duration, "client_cpu_s": self.cpu, "tokens_per_s": self.throughput, "bundled": self.bundled} | figures | {"answers": kept}
+        found |= {"duration_s": self.duration, "client_cpu_s": self.cpu, "tokens_per_s": self.throughput, "bundled": self.bundled}
+        return found | figures | {"answers": kept}
 
     def __str__(self):
-        parts = [f"{q.upper() if q != 'latency' else q} {seconds(self.percentile(q, 50))} (p95 {seconds(self.percentile(q, 95))})" for q in ("ttft", "itl", "latency")]
+        names = {"TTFT": "ttft", "ITL": "itl", "latency": "latency"}
+        parts = [f"{name} {seconds(self.percentile(q, 50))} (p95 {seconds(self.percentile(q, 95))})" for name, q in names.items()]
         line = f"{self.concurrency:2d} at once: {len(self.answers):2d} answers in {seconds(self.duration)}, {self.throughput:6,.0f} tokens/s; {', '.join(parts)}"
         return line + (f"\n   {len(self.problems)} failed: {self.problems[0]}" if self.problems else "")
 
@@ -222,7 +228,8 @@ def _why(error, endpoint, timeout):
         return f"{url} asks for a key, and {has} (HTTP {status}): put a valid one into an environment variable and name it as key_variable.", True
     if status in (404, 405):
         other = "chat=False" if endpoint.chat else "chat=True"
-        return f"{url} does not know {path} or the model {endpoint.model!r} (HTTP {status}): check the address (it usually ends in /v1) and the model, or try {other}.", True
+        what = f"{path} or the model {endpoint.model!r} (HTTP {status})"
+        return f"{url} does not know {what}: check the address (it usually ends in /v1) and the model, or try {other}.", True
     if status == 429:
         return f"{url} asks you to slow down (HTTP 429): wait, or ask less at once.", True
     if status:
