@@ -20,6 +20,13 @@ benchmark  measure steps in processes of their own, in turns
 job      what does one process of the benchmark do?
 profiling  what does one decode step spend its time on?
 engines  how fast is the same model in another engine?
+gguf_files  how does a checkpoint become a GGUF file, and what is in one?
+llamacpp  how is a GGUF file run?
+onnx_models  how does a checkpoint become an ONNX model, and how is it run?
+isolated  how does a program of another time run today?
+article_stack  how does the article's own stack do today?
+serving  start and stop a server on this machine
+clients  how long do many readers wait?
 results  what do the benchmark's rows say together?
 breakdown  where does the time go?
 bandwidth  how fast can this machine read and multiply?

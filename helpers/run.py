@@ -13,7 +13,10 @@ from helpers.article import ROOT
 from helpers.errors import CourseError
 
 NOTEBOOKS = ROOT / "notebooks"
-LEFT = ("ledger.jsonl", "comparison.md", "comparison.png", "waterfall.png", "quality.json", "quality.png", "claims.md")
+LEFT = (
+    "ledger.jsonl", "comparison.md", "comparison.png", "waterfall.png", "quality.json", "quality.png", "claims.md", "engines.png",
+    "serving.json", "serving-throughput.png", "serving-latency.png",
+)  # fmt: skip
 
 
 def execute(path, output):

@@ -132,6 +132,7 @@ def use_roomy_cache():
     roomy = max((Path.home() / ".cache", Path("/kaggle/temp"), Path("/tmp")), key=machine.disk)
     os.environ.setdefault("HF_HOME", str(roomy / "huggingface"))
     os.environ.setdefault("SYNTHETIC_DIR", str(roomy / "synthetic"))
+    os.environ.setdefault("ARTICLE_STACK_DIR", str(roomy / "article-stack"))
 
 
 def _numbers(text):

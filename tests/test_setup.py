@@ -83,6 +83,16 @@ def test_missing_packages_are_added_and_nothing_else_is_touched(tmp_path):
     assert "torch==2.13.0" in there and "added==2.13.0" in there and "nbmake" not in there
 
 
+def test_tools_are_added_by_name(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(setup, "installed", lambda name: None if name == "gguf" else "99.0")
+    monkeypatch.setattr(setup.sys, "modules", {})
+    monkeypatch.setattr(setup, "pip", lambda *arguments: asked.append(arguments))
+    setup.add("llamacpp", "uv")
+    assert asked == [("--no-deps", f"gguf=={setup.pins(ROOT / 'requirements' / 'llamacpp.txt')['gguf']}")]
+    assert "adding gguf" in capsys.readouterr().out
+
+
 def wheel(folder, name, requires):
     """Write a wheel, version 2.13.0, with one empty module."""
     import zipfile
@@ -119,13 +129,14 @@ def test_replaced_after_import(monkeypatch):
     assert torch.__version__ in str(error.value)
 
 
-def test_every_pin_is_installed_here_in_its_version():
-    different = {n: (v, setup.installed(n)) for n, v in setup.pins(ROOT / "requirements.txt").items() if (setup.installed(n) or "").split("+")[0] != v}
+@pytest.mark.parametrize("file", ["requirements.txt", *(f"requirements/{tool}.txt" for tool in ("llamacpp", "onnx", "serving", "uv"))])
+def test_every_pin_is_installed_here_in_its_version(file):
+    different = {n: (v, setup.installed(n)) for n, v in setup.pins(ROOT / file).items() if (setup.installed(n) or "").split("+")[0] != v}
     assert not different
 
 
 def test_kaggle_downloads_go_where_there_is_room(monkeypatch, tmp_path):
-    for name in ("HF_HOME", "SYNTHETIC_DIR"):
+    for name in ("HF_HOME", "SYNTHETIC_DIR", "ARTICLE_STACK_DIR"):
         monkeypatch.delenv(name, raising=False)
     setup.use_roomy_cache()
     assert "HF_HOME" not in os.environ
@@ -133,6 +144,7 @@ def test_kaggle_downloads_go_where_there_is_room(monkeypatch, tmp_path):
     monkeypatch.setattr(setup.machine, "disk", lambda folder: 60e9 if str(folder) == "/tmp" else 20e9)
     setup.use_roomy_cache()
     assert os.environ.pop("HF_HOME") == "/tmp/huggingface" and os.environ.pop("SYNTHETIC_DIR") == "/tmp/synthetic"
+    assert os.environ.pop("ARTICLE_STACK_DIR") == "/tmp/article-stack"
 
 
 @pytest.fixture
