@@ -25,8 +25,8 @@ llamacpp  how is a GGUF file run?
 onnx_models  how does a checkpoint become an ONNX model, and how is it run?
 isolated  how does a program of another time run today?
 article_stack  how does the article's own stack do today?
-serving  start and stop a server on this machine
-clients  how long do many readers wait?
+serving  how does a model answer many readers?
+clients  how fast does a server answer when many ask at once?
 results  what do the benchmark's rows say together?
 breakdown  where does the time go?
 bandwidth  how fast can this machine read and multiply?

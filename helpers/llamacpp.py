@@ -15,14 +15,17 @@ def load(path, threads=None, context=None, **settings):
     threads: by default as many as torch uses. context: tokens, by default the model's own. settings: more fields of
     xllamacpp.CommonParams, e.g. n_parallel. Raises CheckpointError if the file is missing or damaged.
     """
-    import torch
     import xllamacpp
 
     if not Path(path).is_file():
         raise CheckpointError(f"There is no file {path}: write it with gguf_files.write, or fetch it.")
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads or torch.get_num_threads()
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     chosen = {"n_ctx": context or 0, "n_gpu_layers": 0, "fit_params": False, "ui": False, "verbosity": -1, "warmup": False}
     for name, value in (chosen | settings).items():
         setattr(parameters, name, value)
