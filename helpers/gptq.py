@@ -1,5 +1,7 @@
 """How is a whole model quantised, layer by layer? The walk through its blocks and the packing; the algorithm itself is built in notebook 10."""
 
+import contextlib
+
 from helpers.article import ROOT
 
 BATCH = 16  # windows at a time
@@ -42,10 +44,24 @@ def walk(model, ids, choose):
                 inputs = torch.cat([part.flatten(0, -2) for part in read])
                 for name in names:
                     weight = block.get_submodule(name).weight
-                    weight.copy_(choose(f"model.layers.{number}.{name}", weight, inputs))
+                    with _one_thread():
+                        weight.copy_(choose(f"model.layers.{number}.{name}", weight, inputs))
             hidden = [block(states, **other) for states, other in zip(hidden, others)]
             hidden = [states[0] if isinstance(states, tuple) else states for states in hidden]  # older transformers return a tuple
     return model
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """GPTQ makes thousands of small steps: several threads would wait for each other at each of them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _caught(layer, call):

@@ -43,6 +43,7 @@ def save(model, tokenizer, folder):
     quantised is stored in float16. The calibration text does not go into the configuration. The folder appears when it is complete, and
     takes the place of an older one. Raises CheckpointError if the model is not one, or the disk does not take it.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from data.build.train import move_into_place
@@ -53,8 +54,10 @@ def save(model, tokenizer, folder):
     quantizer = model.hf_quantizer.optimum_quantizer
     settings = {key: value for key, value in quantizer.to_dict().items() if value is not None and key not in ("dataset", "format")}
     settings["checkpoint_format"] = "gptq"
-    tensors = {}
-    for name, tensor in model.state_dict().items():
+    state, tensors = model.state_dict(), {}
+    for name, tensor in state.items():
+        if name.endswith(".qweight") and 32 * len(tensor) != quantizer.bits * len(state[name.replace("qweight", "g_idx")]):
+            raise CheckpointError(f"gptqmodel has put {name} into an order of its kernel: quantise the model again, with backend='torch' in GPTQConfig.")
         if name.endswith(".qzeros"):
             tensor = gptq.pack(gptq.unpack(tensor.T, quantizer.bits) - 1, quantizer.bits).T
         tensors[name] = (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
@@ -71,8 +74,10 @@ def save(model, tokenizer, folder):
         for name, content in (("config.json", config), ("quantize_config.json", settings)):
             (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         move_into_place(part, folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder} could not be written ({error.strerror or error}): make room, or set RESULTS_DIR to another folder.") from error
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{folder} could not be written ({reason}): make room, or set RESULTS_DIR to another folder.") from error
 
 
 CARD = """
