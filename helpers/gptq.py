@@ -26,11 +26,12 @@ def windows(tokenizer, lines, count=32):
     return cut([tokenizer(line).input_ids for line in lines])[:count]
 
 
-def walk(model, ids, choose):
-    """Replace the weight of each linear layer of each block by ``choose(name, weight, inputs)``, in place, and return ``model``.
+def walk(model, ids, look, choose):
+    """Replace the weight of each linear layer of each block by ``choose(name, weight, look(inputs))``, in place, and return ``model``.
 
     ids: the calibration windows, shape (windows, tokens). inputs: what the layer reads, shape (windows x tokens, in features), when all
     layers before it, in its own block too, have their new weights already: what GPTQ's authors and gptqmodel call "true sequential".
+    ``look`` is called once for layers that read the same.
     """
     import torch
 
@@ -41,11 +42,11 @@ def walk(model, ids, choose):
             for names in TOGETHER:
                 layer = block.get_submodule(names[0])
                 read = [_caught(layer, lambda: block(states, **other))[0][0] for states, other in zip(hidden, others)]  # noqa: B023
-                inputs = torch.cat([part.flatten(0, -2) for part in read])
+                seen = look(torch.cat([part.flatten(0, -2) for part in read]))
                 for name in names:
                     weight = block.get_submodule(name).weight
                     with _one_thread():
-                        weight.copy_(choose(f"model.layers.{number}.{name}", weight, inputs))
+                        weight.copy_(choose(f"model.layers.{number}.{name}", weight, seen))
             hidden = [block(states, **other) for states, other in zip(hidden, others)]
             hidden = [states[0] if isinstance(states, tuple) else states for states in hidden]  # older transformers return a tuple
     return model
@@ -90,10 +91,10 @@ def pack(codes, bits):
     """
     import torch
 
-    codes = codes.to(torch.int64)
+    codes = codes.to(torch.int32)
     stream = codes[:, None, :] >> torch.arange(bits, device=codes.device)[:, None] & 1  # (n, bits, columns)
     words = stream.reshape(-1, 32, codes.shape[1]) << torch.arange(32, device=codes.device)[:, None]
-    return words.sum(1).to(torch.int32)
+    return words.sum(1, dtype=torch.int32)
 
 
 def unpack(packed, bits):
@@ -102,7 +103,7 @@ def unpack(packed, bits):
 
     stream = packed[:, None, :] >> torch.arange(32, device=packed.device)[:, None] & 1
     parts = stream.reshape(-1, bits, packed.shape[1]) << torch.arange(bits, device=packed.device)[:, None]
-    return parts.sum(1).to(torch.int32)
+    return parts.sum(1, dtype=torch.int32)
 
 
 def layout(codes, scales, groups, bits):
