@@ -34,6 +34,8 @@ limits   how fast could a model decode at best?
 published  how far from the limit are others?
 calculator  the same with widgets
 quality  what does a format cost in quality?
+gptq  how is a whole model quantised, layer by layer?
+quantise  how does a quantised model become a checkpoint that others can load?
 differences  where does a format's output differ?
 claims   which of the article's claims hold?
 compare  what do the four steps show together?

@@ -41,7 +41,7 @@ def own(rows, quality):
     """Return the reader's Evidence: the newest row's tier and device, and there the benchmark's newest run of all four steps, else notebooks 01 to 04."""
     if not rows:
         return Evidence("yours", {}, {})
-    newest = rows[-1]
+    newest = next((row for row in reversed(rows) if row["step"]), rows[-1])  # one of the four, not another model of the reader's
     here = [row for row in rows if (row["tier"], row["device"]) == (newest["tier"], newest["device"])]
     steps = {str(number): row for number, row in ledger.latest(rows, newest["tier"], newest["device"]).items()}
     for run in dict.fromkeys(row["run"] for row in here if "run" in row):  # oldest first

@@ -133,6 +133,6 @@ def chart(rows, save_as=None):
         said.append(f"{row['title']} {seconds(row['tpot_s'])}" + (f" (floor {seconds(floor)})" if floor else ""))
     axes.set_yticks(range(len(rows)), [row["title"] + (f"\n{row['device']}" if several else "") for row in rows], fontsize=8)
     axes.set_xlim(0, highest * 1.15)
-    where = plots.TIERS[rows[0]["tier"]] + ("" if several else f", {rows[0]['device']}") if rows else "nothing measured yet"
+    where = plots.where(rows[0] | ({"device": "several devices"} if several else {})) if rows else "nothing measured yet"
     axes.set_title(where + ("\nblack line: the floor, reading the weights once" if any(row.get("floor_tpot_s") for row in rows) else ""), fontsize=10)
     return plots.show(figure, f"{where}. Time per output token: {'; '.join(said)}.", save_as)

@@ -14,7 +14,7 @@ from helpers.errors import CourseError
 
 NOTEBOOKS = ROOT / "notebooks"
 LEFT = (
-    "ledger.jsonl", "comparison.md", "comparison.png", "waterfall.png", "quality.json", "quality.png", "claims.md", "engines.png",
+    "ledger.jsonl", "comparison.md", "comparison.png", "waterfall.png", "quality.json", "quality.png", "claims.md", "quantise.png", "engines.png",
     "serving.json", "serving-throughput.png", "serving-latency.png",
 )  # fmt: skip
 

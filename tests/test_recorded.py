@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from helpers import benchmark, compare, ledger, limits, plots, quality, results
+from helpers import benchmark, compare, engines, ledger, limits, plots, quality, results
 from helpers.article import ROOT
 from helpers.plots import comparison_table
 
@@ -12,6 +12,7 @@ RECORDED = ROOT / "data" / "recorded"
 RUNS = sorted(path.parent for path in RECORDED.glob("*/ledger.jsonl"))
 NOTEBOOKS = [folder for folder in RUNS if (folder / "comparison.md").is_file()]
 COLUMNS = ["kernel", "first call", "warm call", "TPOT", "floor", "TPOT / floor"]
+ENGINES = sorted(path.parent for path in RECORDED.glob("*/engines.jsonl"))
 BENCHMARKS = [folder for folder in RUNS if folder not in NOTEBOOKS]
 
 
@@ -34,6 +35,19 @@ def test_rows_of_the_benchmark(folder, capsys):
     with_name = [row for row in limits.recorded_rows() if row["recorded"] == folder.name]
     assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{results.table(rows).to_string()}\n"
     assert all((folder / f"{name}.png").stat().st_size > 10_000 for name in ("operations", "waterfall"))
+
+
+@pytest.mark.parametrize("folder", ENGINES, ids=lambda f: f.name)
+def test_rows_of_other_engines(folder, capsys):
+    """Complete, on one device, none faster than its floor; llama.cpp decodes at least as fast as every transformers path of the same run."""
+    rows = ledger.read(folder / "engines.jsonl", engine=None)
+    assert not capsys.readouterr().err and len({(row["tier"], row["device"]) for row in rows}) == 1
+    assert all(row["tpot_s"] > row["floor_tpot_s"] and row["versions"] for row in rows)
+    fastest = {engine: min(row["tpot_s"] for row in rows if row.get("engine", "transformers") == engine) for engine in ("transformers", "llama.cpp")}
+    assert {1, 2, 3} <= {row["step"] for row in rows} and fastest["llama.cpp"] <= fastest["transformers"]
+    with_name = [row | {"recorded": folder.name} for row in rows]
+    assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{engines.table(rows).to_string()}\n"
+    assert (folder / "engines.png").stat().st_size > 10_000
 
 
 def test_what_is_recorded():
