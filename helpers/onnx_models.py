@@ -4,14 +4,15 @@ https://onnxruntime.ai/docs/genai. The builder reads unquantised checkpoints, wh
 integers it keeps.
 """
 
+import contextlib
+import io
 import json
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from helpers import checks, ledger
+from helpers import checks, ledger, loading
 from helpers.errors import CheckpointError, PromptError
 
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "onnx")
@@ -37,19 +38,32 @@ def export(step, precision, name=None, **options):
         return folder
     print(f"Writing {folder.name} (some seconds for a small model, minutes for a large one) ...", flush=True)
     partial = folder.with_name(folder.name + ".partial")
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(partial), "-p", precision, "-e", "cpu"]
-    command += ["-c", str(partial / "cache"), "--extra_options", "hf_token=false", *(f"{key}={value}" for key, value in options.items())]
+    words = ["-i", str(source), "-o", str(partial), "-p", precision, "-e", "cpu", "-c", str(partial / "cache"), "--extra_options", "hf_token=false"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-        if done.returncode or not (partial / ready.name).is_file():
-            said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-            raise CheckpointError(f"{source} could not be written as ONNX ({said}): check that memory and disk have room for three times its size.")
+        problem = _build([*words, *(f"{key}={value}" for key, value in options.items())])
+        if problem or not (partial / ready.name).is_file():
+            raise CheckpointError(f"{source} could not be written as ONNX ({problem}): check that memory and disk have room for three times its size.")
         shutil.rmtree(partial / "cache", ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _build(words):
+    """Run the command ``python -m onnxruntime_genai.models.builder`` in this process, where torch is imported already; return its problem, or ""."""
+    before, said = sys.argv, io.StringIO()
+    sys.argv = ["builder", *words]
+    try:
+        with loading.quiet(), loading.offline(), contextlib.redirect_stderr(said):
+            runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
+        return ""
+    except (Exception, SystemExit) as error:  # whatever the builder stumbles over; argparse exits
+        text = said.getvalue().strip() if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+        return (text or "it said nothing").splitlines()[-1]
+    finally:
+        sys.argv = before
 
 
 def load(folder, threads=None):
