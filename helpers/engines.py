@@ -92,10 +92,16 @@ def beside(rows, like):
 def with_floor(rows):
     """Return ``rows`` with the key floor_tpot_s: seconds that reading a token's bytes takes on this CPU, None for rows of another device.
 
-    The bandwidth is measured now, over as many bytes as the row reads: a small model is read from the cache.
+    The bandwidth is measured now, once for each row, over as many bytes as the row reads: a small model is read from the cache. What can be
+    read from a larger set of bytes can be read from a smaller one too, so the best of those counts.
     """
-    here = tiers.device_name("cpu")
-    return [row | {"floor_tpot_s": row["read_bytes"] / bandwidth.measure("cpu", row["read_bytes"]) if row["device"] == here else None} for row in rows]
+    here = [row for row in rows if row["device"] == tiers.device_name("cpu")]
+    speeds = [(min(row["read_bytes"], bandwidth.LARGEST), bandwidth.measure("cpu", row["read_bytes"])) for row in here]
+
+    def floor(row):
+        return row["read_bytes"] / max(speed for size, speed in speeds if size >= min(row["read_bytes"], bandwidth.LARGEST))
+
+    return [row | {"floor_tpot_s": floor(row) if row in here else None} for row in rows]
 
 
 def table(rows):

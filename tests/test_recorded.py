@@ -69,4 +69,6 @@ def test_the_readme_quotes_the_recorded_runs():
     assert compare.markdown(comparison_table(rows)) in readme and not re.search(r"[A-Z]+_[A-Z]+$", readme, re.MULTILINE)
     llama = ledger.read(RECORDED / "cpu-2-cores-llama-2" / "ledger.jsonl")
     assert compare.markdown(results.table(llama)[COLUMNS]) in readme
+    others = ledger.read(RECORDED / "cpu-2-cores-engines-llama-2" / "engines.jsonl", engine=None)
+    assert compare.markdown(engines.table(others)[["engine", *COLUMNS[1:]]]) in readme
     assert len(re.findall(r"!\[[^\]]{20,}\]\(data/recorded/[\w-]+/\w+\.png\)", readme)) >= 2
