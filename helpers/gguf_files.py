@@ -1,8 +1,8 @@
 """How does a checkpoint become a GGUF file, and what is in one?
 
 GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's format: one file with the sizes, the tokeniser and the weights.
-The package ``gguf`` writes it; the blocks of integers are computed by llama.cpp's own ``ggml_quantize_chunk``, which the wheel of xllamacpp
-carries. Which tensor gets which type is llama.cpp's rule (src/llama-quant.cpp, ``llama_tensor_get_type``), for Llama's architecture.
+The package ``gguf`` writes it; the blocks of integers are computed by llama.cpp's own ``ggml_quantize_chunk``, which the wheels of xllamacpp for
+Linux and macOS export (the one for Windows does not: take a ready file there). Which tensor gets which type is llama.cpp's rule (src/llama-quant.cpp, ``llama_tensor_get_type``), for Llama's architecture.
 """
 
 import ctypes
@@ -236,6 +236,8 @@ def _ggml():
     import xllamacpp
 
     library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    if not hasattr(library, "ggml_quantize_chunk"):  # the wheel for Windows
+        raise CheckpointError("llama.cpp's package for this system cannot quantise: take a ready GGUF file, type F16 or BF16, or work in WSL.")
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     return library
