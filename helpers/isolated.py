@@ -23,6 +23,7 @@ from helpers.errors import CourseError, NotEnoughMemoryError, PackagesError
 
 MARK = "answer of the process: "  # begins the line that ``Environment.call`` reads
 TIMEOUT = 3600  # seconds that a process may take to answer
+PLAIN = ("--color", "never")  # for uv: a notebook's kernel asks every program for coloured words
 OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # variables that would lead another Python to this one's packages
 
 
@@ -106,7 +107,7 @@ class Environment:
                 f"The environment is not finished ({reason}): check the network and the room on the disk, and run this cell again; what is"
                 " complete stays in uv's cache."
             )
-        listed = subprocess.run([program, "pip", "freeze", "--python", str(self.executable)], capture_output=True, text=True, check=True)
+        listed = subprocess.run([program, "pip", "freeze", *PLAIN, "--python", str(self.executable)], capture_output=True, text=True, check=True)
         partial = self.folder / "ready.json.partial"
         partial.write_text(json.dumps({"pins": self._pins(), "packages": listed.stdout.split()}), encoding="utf-8")
         os.replace(partial, self.folder / "ready.json")  # last, and all at once
@@ -183,7 +184,7 @@ def _run(*command, download=0):
 
     said, sizes = [], {}
     bar = tqdm(total=download, unit="B", unit_scale=True, desc="fetching", leave=False, disable=not download)
-    with bar, subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with bar, subprocess.Popen([*command, *PLAIN], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             for line in map(str.strip, process.stderr):
                 said.append(line)
