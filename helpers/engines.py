@@ -130,15 +130,21 @@ def chart(rows, save_as=None):
     """Draw the time per output token of ``rows``, the floor (see ``with_floor``) as a black line; return what ``plots.show`` returns."""
     figure, axes = plots.figure("", "time per output token, ms", "", size=(8, 1.2 + 0.36 * len(rows)))
     highest, several, said = max((1000 * row["tpot_s"] for row in rows), default=1), len({row["device"] for row in rows}) > 1, []
+    wide = highest > 20 * min((1000 * row["tpot_s"] for row in rows), default=1)
     for place, row in enumerate(rows):
         engine, value, floor = row.get("engine", "transformers"), 1000 * row["tpot_s"], row.get("floor_tpot_s")
         axes.barh(place, value, 0.7, color=COLOURS[engine], hatch=HATCHES[engine], edgecolor="white")
-        axes.text(value + highest / 100, place, seconds(row["tpot_s"]), va="center", fontsize=8)
+        axes.text(value * 1.05 if wide else value + highest / 100, place, seconds(row["tpot_s"]), va="center", fontsize=8)
         if floor:
             axes.plot([1000 * floor] * 2, [place - 0.35, place + 0.35], color="black", linewidth=2)
         said.append(f"{row['title']} {seconds(row['tpot_s'])}" + (f" (floor {seconds(floor)})" if floor else ""))
     axes.set_yticks(range(len(rows)), [row["title"] + (f"\n{row['device']}" if several else "") for row in rows], fontsize=8)
-    axes.set_xlim(0, highest * 1.15)
+    if wide:
+        axes.set_xscale("log")
+        axes.set_xlabel("time per output token, ms (logarithmic)")
+        axes.set_xlim(500 * min(row.get("floor_tpot_s") or row["tpot_s"] for row in rows), highest * 2)
+    else:
+        axes.set_xlim(0, highest * 1.15)
     where = plots.where(rows[0] | ({"device": "several devices"} if several else {})) if rows else "nothing measured yet"
     axes.set_title(where + ("\nblack line: the floor, reading the weights once" if any(row.get("floor_tpot_s") for row in rows) else ""), fontsize=10)
     return plots.show(figure, f"{where}. Time per output token: {'; '.join(said)}.", save_as)

