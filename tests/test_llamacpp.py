@@ -1,19 +1,16 @@
 """GGUF files hold what the checkpoint holds, llama.cpp computes what transformers computes, and other engines are timed like the steps."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import test_hub
 import torch
 from hub import Hub
 from safetensors.torch import load_file, save_file
 
 from helpers import engines, gguf_files, ledger, llamacpp, plots, quality, steps, tiers, timing
-from helpers.article import ROOT
 from helpers.errors import CheckpointError, NotEnoughMemoryError, PromptError, TokenCountError, UnknownFormatError
 from helpers.steps import CHECKPOINTS
 
@@ -268,13 +265,10 @@ def test_a_ready_file_from_the_hub(files, tmp_path):
     ready.mkdir()
     shutil.copy(files["Q4_0"], ready / "llama-2-7b.Q4_0.gguf")
     with Hub({"meta-llama/Llama-2-7b-hf": SMALL, "TheBloke/Llama-2-7B-GGUF": ready}) as hub:
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1"}
         asked = []
         for _ in range(2):
-            done = subprocess.run([sys.executable, "-c", READY], cwd=ROOT, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+            found = test_hub.run(READY, hub.url, tmp_path / "home", HF_TOKEN=hub.token, HF_HUB_DOWNLOAD_TIMEOUT="10")
             asked.append(len(hub.fetched("llama-2-7b.Q4_0.gguf")))
-        found = json.loads(done.stdout.splitlines()[-1])
         assert found["name"] == "llama-2-7b.Q4_0.gguf" and found["tokens"] == 4
         assert "TheBloke/Llama-2-7B-GGUF has no file llama-2-7b.Q8_0.gguf" in found["error"]
-        assert asked[0] >= 1 and asked[1] == asked[0]
+        assert asked[0] >= 1 and asked[1] == asked[0], hub.asked
