@@ -15,7 +15,7 @@ from helpers import ledger, loading, run, steps  # noqa: E402
 def run_results():
     """Folder with the results of notebooks 01 to 05: those that nbmake has just run, else they run now."""
     rows = ledger.read(f"{RESULTS}/ledger.jsonl")
-    if {row["step"] for row in rows} != {1, 2, 3, 4} or not os.path.exists(f"{RESULTS}/comparison.md"):
+    if not {1, 2, 3, 4} <= {row["step"] for row in rows} or not os.path.exists(f"{RESULTS}/comparison.md"):
         assert run.main(["01", "02", "03", "04", "05"]) == 0
     return RESULTS
 

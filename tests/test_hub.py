@@ -18,7 +18,7 @@ import nbformat
 import pytest
 from hub import COMMIT, Hub
 
-from helpers import steps
+from helpers import gguf_files, steps
 from helpers.article import ROOT
 from helpers.steps import CHECKPOINTS
 
@@ -296,14 +296,18 @@ def images(path):
 def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     """Notebooks that load models, from the Hub, with a token: it reaches the server, and nothing that is printed, saved or started repeats it.
 
-    08 loads what 01 and 02 load, and more. 06 starts processes of its own: one of them is started here in its place.
+    08 loads what 01 and 02 load, and more. 06 starts processes of its own: one of them is started here in its place. 11 takes ready GGUF
+    files, 12 exports the GPTQ checkpoint from the cache.
     """
+    ready = tmp_path / "ready"
+    for type in ("Q8_0", "Q4_0", "Q4_K_M"):
+        gguf_files.write(CHECKPOINTS / "small", type, ready / f"llama-2-7b.{type}.gguf")
     canary, results, command_lines = "hf_canaryThatMustNotBeSeen", tmp_path / "results", set()
-    twins = {steps.LIKE_FOR_LIKE[0]: CHECKPOINTS / "small-gptq", steps.VARIANTS["13b-bf16"].hub: CHECKPOINTS / "large"}
+    twins = {steps.LIKE_FOR_LIKE[0]: CHECKPOINTS / "small-gptq", steps.VARIANTS["13b-bf16"].hub: CHECKPOINTS / "large", gguf_files.READY["7B"]: ready}
     with Hub(ARTICLE | twins, token=canary) as hub:
         environment = settings(hub.url, tmp_path / "home", HF_TOKEN=canary, TIER="hub", RESULTS_DIR=str(results), HF_HUB_DOWNLOAD_TIMEOUT="10")
         with open(tmp_path / "printed.txt", "w") as printed:
-            programs = "helpers.run 00 03 04 08", "helpers.benchmark fp16 --rounds 1 --repeats 1 --warmups 0"
+            programs = "helpers.run 00 03 04 08 11 12", "helpers.benchmark fp16 --rounds 1 --repeats 1 --warmups 0"
             line = " && ".join(f"{sys.executable} -m {program}" for program in programs)
             process = subprocess.Popen(line, shell=True, env=environment, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
             while process.poll() is None:
@@ -317,8 +321,10 @@ def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     assert (measured["variant"], measured["tier"], measured["checkpoint"]) == ("fp16", "hub", META)
     quality = json.loads((results / "quality.json").read_text())["rows"]
     assert quality["3"]["checkpoint"] == steps.LIKE_FOR_LIKE[0] and not any(row["missing"] for row in quality.values())
-    assert [(row["step"], row["tier"], row["checkpoint"]) for row in rows] == [(3, "hub", CHAT), (4, "hub", LARGE)]
-    assert {row["revision"] for row in rows} == {COMMIT}
+    of_steps = [row for row in rows if "engine" not in row]
+    assert [(row["step"], row["tier"], row["checkpoint"]) for row in of_steps] == [(3, "hub", CHAT), (4, "hub", LARGE), (1, "hub", META), (2, "hub", META)]
+    assert {row["revision"] for row in of_steps} == {COMMIT}
+    assert {(row["engine"], row["tier"]) for row in rows if "engine" in row} == {("llama.cpp", "hub"), ("onnxruntime", "hub")}
     seen = [path.read_bytes() for path in (*results.rglob("*"), tmp_path / "printed.txt") if path.is_file()]
     pictures = [data for path in results.glob("*.ipynb") for data in images(path)]
     assert len(pictures) > 5 and all(data.metadata["image/png"]["alt"] for data in pictures)

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import nbformat
 import pytest
+import test_hub
 
 from helpers import gptq, loading, quality, quantise, steps
 from helpers.article import ROOT
@@ -480,7 +481,7 @@ def publish(folder, url, repository, token, yes="yes"):
     def fingerprint():
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
-    environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(folder.parent / "home"), "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token}
+    environment = test_hub.settings(url, folder.parent / "home", HF_TOKEN=token, HF_HUB_DOWNLOAD_TIMEOUT="10", HF_HUB_ETAG_TIMEOUT="10")
     before = fingerprint()
     done = subprocess.run([sys.executable, "-c", PUBLISH, str(folder), repository, yes], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
