@@ -23,7 +23,7 @@ def export(step, precision, name=None, **options):
 
     precision: "fp32", "int8" or "int4" (a GPTQ checkpoint is int4). options: the builder's extra options, e.g. accuracy_level=1. name: of the
     folder. A folder that is newer than the checkpoint is used again; an interrupted export leaves none. Raises CheckpointError, or
-    NotEnoughMemoryError: it takes about three times the checkpoint's bytes.
+    NotEnoughMemoryError: it takes about two and a half times the checkpoint's bytes.
     """
     if not step.is_folder:
         from helpers import access, download
@@ -37,7 +37,7 @@ def export(step, precision, name=None, **options):
     ready = folder / "genai_config.json"
     if ready.is_file() and ready.stat().st_mtime >= max(file.stat().st_mtime for file in source.iterdir()):
         return folder
-    checks.check_memory(3 * step.bytes, "cpu")
+    checks.check_memory(2.5 * step.bytes, "cpu")
     print(f"Writing {folder.name} (some seconds for a small model, minutes for a large one) ...", flush=True)
     partial = folder.with_name(folder.name + ".partial")
     words = ["-i", str(source), "-o", str(partial), "-p", precision, "-e", "cpu", "-c", str(partial / "cache"), "--extra_options", "hf_token=false"]
