@@ -44,7 +44,7 @@ def export(step, precision, name=None, **options):
     try:
         problem = _build([*words, *(f"{key}={value}" for key, value in options.items())])
         if problem or not (partial / ready.name).is_file():
-            raise CheckpointError(f"{source} could not be written as ONNX ({problem}): check that memory and disk have room for three times its size.")
+            raise CheckpointError(f"{source} could not be written as ONNX ({problem}): check that memory and disk have room for two and a half times its size.")
         shutil.rmtree(partial / "cache", ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
