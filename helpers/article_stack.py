@@ -17,12 +17,25 @@ from helpers.isolated import Environment
 REQUIREMENTS = ROOT / "requirements" / "article-stack.txt"
 DOWNLOAD, SIZE = 2.95e9, 5.5e9  # bytes, as measured on Linux in November 2026; most of it is CUDA, which comes with torch 2.2.1
 ENGINE = "2024 stack"
+NEWEST = (9, 0)  # compute capability of the newest GPU that auto-gptq 0.7.1 and torch 2.2.1 were built for
 
 
 def environment():
     """The Environment of the article's stack: in the folder ARTICLE_STACK_DIR, by default ``.article-stack`` in the project."""
     folder = ROOT / (os.environ.get("ARTICLE_STACK_DIR") or ".article-stack")  # a relative path counts from the project
     return Environment(folder, REQUIREMENTS, "3.11", DOWNLOAD, SIZE)
+
+
+def too_new(device=None):
+    """Say in a sentence that the GPU is newer than the stack; "" if it is not, or is a CPU. device: as in loading.load."""
+    import torch
+
+    device = tiers.get_device(device)
+    found = (0, 0) if device == "cpu" else torch.cuda.get_device_capability(device)
+    if found <= NEWEST:
+        return ""
+    known, this = (".".join(map(str, version)) for version in (NEWEST, found))
+    return f"This GPU (compute capability {this}) is newer than the libraries of 2024, which know none above {known}: the old stack is left out here."
 
 
 def make_job(step, dtypes=("float16",), device=None):

@@ -2,7 +2,7 @@
 
 Times are defined as in vLLM's ``benchmarks/lib/endpoint_request_func.py`` and ``benchmarks/serve.py`` (version 0.33.0,
 https://github.com/vllm-project/vllm): TTFT from sending a request to its first piece of text; ITL between two pieces; latency from sending to
-the last piece; throughput is all new tokens by the time from the first request's start to the last one's end. Percentiles are numpy's, linear
+the last piece; TPOT is (latency - TTFT) / (tokens - 1); throughput is all new tokens by the time from the first request's start to the last one's end. Percentiles are numpy's, linear
 between neighbours. One thing differs: a piece without text (the last one, which only says why the answer ended) is not counted here.
 """
 
@@ -58,6 +58,11 @@ class Answer:
     prompt: str
     text: str
 
+    @property
+    def tpot(self):
+        """Mean seconds between two of its tokens; None if it has only one."""
+        return (self.latency - self.ttft) / (self.tokens - 1) if self.tokens > 1 else None
+
 
 @dataclass
 class Run:
@@ -85,28 +90,34 @@ class Run:
         return sum(answer.latency for answer in self.answers) / self.duration
 
     @property
+    def decoding(self):
+        """The most answers that were between their first and their last piece at the same time."""
+        spans = [(answer.start + answer.ttft, answer.start + answer.latency) for answer in self.answers]
+        return max((sum(first <= moment < last for first, last in spans) for moment, _ in spans), default=0)
+
+    @property
     def bundled(self):
         """Share of the pieces that came less than 0.2 ms after the one before: the server or the network had held them back."""
         gaps = [gap for answer in self.answers for gap in answer.itl]
         return sum(gap < 2e-4 for gap in gaps) / len(gaps) if gaps else 0.0
 
     def percentile(self, quantity, p):
-        """The ``p``-th percentile of "ttft", "itl" or "latency" in seconds; None where there is none."""
+        """The ``p``-th percentile of "ttft", "tpot", "itl" or "latency" in seconds; None where there is none."""
         import numpy as np
 
-        values = [value for answer in self.answers for value in (answer.itl if quantity == "itl" else [getattr(answer, quantity)])]
+        values = [value for answer in self.answers for value in (answer.itl if quantity == "itl" else [getattr(answer, quantity)]) if value is not None]
         return float(np.percentile(values, p)) if values else None
 
     def row(self):
         """The figures as a dict that JSON can hold; texts and prompts are left out."""
         kept = [{k: v for k, v in asdict(answer).items() if k not in ("prompt", "text")} for answer in self.answers]
-        figures = {f"{q}_p{p}_s": self.percentile(q, p) for q in ("ttft", "itl", "latency") for p in (50, 95)}
-        found = {"concurrency": self.concurrency, "requests": len(kept), "failed": len(self.problems), "problems": sorted(set(self.problems))}
+        figures = {f"{q}_p{p}_s": self.percentile(q, p) for q in ("ttft", "tpot", "itl", "latency") for p in (50, 95)}
+        found = {"concurrency": self.concurrency, "decoding": self.decoding, "requests": len(kept), "failed": len(self.problems), "problems": sorted(set(self.problems))}
         found |= {"duration_s": self.duration, "client_cpu_s": self.cpu, "tokens_per_s": self.throughput, "bundled": self.bundled}
         return found | figures | {"answers": kept}
 
     def __str__(self):
-        names = {"TTFT": "ttft", "ITL": "itl", "latency": "latency"}
+        names = {"TTFT": "ttft", "TPOT": "tpot", "latency": "latency"}
         parts = [f"{name} {seconds(self.percentile(q, 50))} (p95 {seconds(self.percentile(q, 95))})" for name, q in names.items()]
         line = f"{self.concurrency:2d} at once: {len(self.answers):2d} answers in {seconds(self.duration)}, {self.throughput:6,.0f} tokens/s; {', '.join(parts)}"
         return line + (f"\n   {len(self.problems)} failed: {self.problems[0]}" if self.problems else "")

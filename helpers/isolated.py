@@ -25,6 +25,7 @@ MARK = "answer of the process: "  # begins the line that ``Environment.call`` re
 TIMEOUT = 3600  # seconds that a process may take to answer
 PLAIN = ("--color", "never")  # for uv: a notebook's kernel asks every program for coloured words
 OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # variables that would lead another Python to this one's packages
+THEIRS = ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "UV_SYSTEM_PYTHON")  # a platform's wishes (Colab's) for its own packages
 
 
 class ProcessError(CourseError, RuntimeError):
@@ -82,7 +83,7 @@ class Environment:
         if self.ready:
             return
         program = uv()
-        cache = subprocess.run([program, "cache", "dir"], capture_output=True, text=True).stdout.strip()
+        cache = subprocess.run([program, "cache", "dir", *PLAIN], capture_output=True, text=True).stdout.strip()
         for place in filter(None, (self.folder, cache)):
             if machine.disk(place) < self.size:
                 raise NotEnoughMemoryError(
@@ -182,9 +183,9 @@ def _run(*command, download=0):
     """Run uv; return why it failed, or "". download: bytes for the bar. Raises PackagesError if the reader interrupts it."""
     from tqdm.auto import tqdm
 
-    said, sizes = [], {}
+    said, sizes, variables = [], {}, {name: value for name, value in os.environ.items() if name not in THEIRS}
     bar = tqdm(total=download, unit="B", unit_scale=True, desc="fetching", leave=False, disable=not download)
-    with bar, subprocess.Popen([*command, *PLAIN], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with bar, subprocess.Popen([*command, *PLAIN], env=variables, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             for line in map(str.strip, process.stderr):
                 said.append(line)

@@ -120,8 +120,11 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
         options += ["--continuous-batching", "--cb-num-blocks", str(blocks), "--cb-max-batch-tokens", "512"]
     ends = config["eos_token_id"] if isinstance(config["eos_token_id"], list) else [config["eos_token_id"]]
     no_end = json.dumps({"suppress_tokens": ends, "pad_token_id": ends[0], "bos_token_id": config["bos_token_id"]})
-    name = f"transformers, {'continuous batching' if continuous else 'one at a time'}"
-    return _start(name, ["transformers", "serve", checkpoint], options, port, checkpoint, {"generation_config": no_end})
+    name, patience = f"transformers, {'continuous batching' if continuous else 'one at a time'}", 180
+    if step.format == "gptq" and device != "cpu":
+        print("The first time on a machine gptqmodel compiles a GPU kernel: then the server needs some minutes.", flush=True)
+        patience = 1800
+    return _start(name, ["transformers", "serve", checkpoint], options, port, checkpoint, {"generation_config": no_end}, patience)
 
 
 def llamacpp(path, readers=32, tokens=PAGE, port=None, threads=None, **settings):

@@ -7,6 +7,7 @@ it runs where that is built, or where RUN_ARTICLE_STACK=1 lets it be built.
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 
 from helpers import article_stack, engines, isolated, ledger, loading, setup, steps, timing
 from helpers.article import ROOT
@@ -203,6 +205,21 @@ def test_no_room_on_the_disk(tiny):
     assert not tiny.folder.exists()
 
 
+def test_no_room_on_the_disk_of_the_cache(tiny, monkeypatch):
+    """A notebook's kernel asks for colours, and the folder's name must be read without them."""
+    cache = os.environ["UV_CACHE_DIR"]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(isolated.machine, "disk", lambda place: 1.0 if str(place) == cache else 1e12)
+    fails(NotEnoughMemoryError, f"the disk of {re.escape(cache)} has 0.0 GB free", replace(tiny, size=2.0).build)
+
+
+def test_a_platform_s_constraint_is_not_ours(tiny, tmp_path, monkeypatch):
+    (tmp_path / "constraint.txt").write_text("tiny==2.0\n")
+    monkeypatch.setenv("UV_CONSTRAINT", str(tmp_path / "constraint.txt"))
+    tiny.build()
+    assert tiny.packages == ["tiny==1.0"]
+
+
 def test_a_folder_with_something_else_is_left_alone(tiny):
     tiny.folder.mkdir()
     (tiny.folder / "thesis.txt").write_text("mine")
@@ -289,6 +306,14 @@ def test_where_the_stack_lives(monkeypatch, tmp_path):
     monkeypatch.setenv("ARTICLE_STACK_DIR", str(tmp_path))
     assert article_stack.environment().folder == tmp_path and not article_stack.environment().ready
     assert "downloads 3.0 GB and takes 5.5 GB" in article_stack.environment().about()
+
+
+def test_a_gpu_that_came_after_the_stack(monkeypatch):
+    assert article_stack.too_new("cpu") == ""
+    monkeypatch.setattr(article_stack.tiers, "get_device", lambda device: device)
+    for capability, words in {(7, 5): "^$", (9, 0): "^$", (10, 0): r"capability 10\.0.*none above 9\.0", (12, 0): r"12\.0"}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        assert re.search(words, article_stack.too_new("cuda:0")), capability
 
 
 def test_git_does_not_see_it():

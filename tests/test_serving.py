@@ -102,11 +102,22 @@ def test_every_answer_has_the_tokens_that_were_asked_for(server):
 
 
 @both
-def test_never_more_at_once_than_asked_for(server):
+def test_always_as_many_at_once_as_asked_for(server):
     for concurrency in (1, 3):
         run = measure(server.endpoint, concurrency=concurrency)
         spans = [(answer.start, answer.start + answer.latency) for answer in run.answers]
-        assert max(sum(a <= start < b for a, b in spans) for start, _ in spans) <= concurrency
+        assert max(sum(a <= start < b for a, b in spans) for start, _ in spans) == concurrency
+
+
+@both
+def test_answers_are_written_together(server):
+    assert measure(server.endpoint, clients.prompts(8), concurrency=4, new_tokens=60, timeout=600, limit=600).decoding >= 3
+
+
+def test_without_batching_one_answer_follows_the_other(step):
+    with serving.transformers(step, continuous=False) as server:
+        run = measure(server.endpoint, clients.prompts(8), concurrency=4, new_tokens=20, timeout=600, limit=600)
+    assert len(run.answers) == 8 and run.decoding <= 2  # 2 if the last token of one comes late
 
 
 def test_a_chat_and_a_model_that_is_not_named(llamacpp):
@@ -145,11 +156,20 @@ def test_percentiles_throughput_and_littles_law():
     assert run.row()["itl_p95_s"] == run.percentile("itl", 95)
 
 
+def test_time_per_token_and_answers_that_are_written_together():
+    run = clients.Run(2, answers([0.1, 0.2, 0.4], [0.3, 0.31, 0.35], [0.5, 1.0, 2.0], [3.0]), [], duration=3.0)
+    assert [answer.tpot for answer in run.answers] == [pytest.approx(0.15), pytest.approx(0.025), pytest.approx(0.75), None]
+    assert run.percentile("tpot", 50) == pytest.approx(0.15)
+    assert run.decoding == 2  # 0.1 to 0.4 and 0.3 to 0.35; who waits for a first token is not counted
+    assert clients.Run(1, answers([0.1, 0.2], [0.2, 0.3]), [], duration=1.0).decoding == 1
+    assert clients.Run(1).decoding == 0
+
+
 def test_bundled_pieces_are_counted():
     run = clients.Run(1, answers([0.1, 0.10001, 0.10002, 0.2, 0.3]), [], duration=1.0)
     assert run.bundled == 0.5
     one = clients.Run(1, answers([0.1]), [], duration=1.0)
-    assert one.bundled == 0 and one.percentile("itl", 50) is None and "ITL -" in str(one)
+    assert one.bundled == 0 and one.percentile("itl", 50) is None and "TPOT -" in str(one)
 
 
 def test_prompts_differ_and_do_not_repeat():
