@@ -155,10 +155,11 @@ def _start(name, what, options, port, model, no_end, patience=180):
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "helpers.serving", *what, "--host", HOST, "--port", str(port), *options]
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    waits = {"OMP_WAIT_POLICY": "PASSIVE"}  # a thread that waits gives its core to the client
     started = time.perf_counter()
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ | quiet, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=waits | os.environ | quiet, start_new_session=True
         )
     server = Server(name, Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:])
     atexit.register(server.stop)
