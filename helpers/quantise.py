@@ -25,13 +25,16 @@ def needs(shape, tokens, weight_size=2):
     """Return the Needs of the library's GPTQ on a Llama of ``shape`` (steps.Shape) with ``tokens`` calibration tokens; weight_size: bytes a weight.
 
     Memory: the unquantised weights, what goes into a block and comes out of it for all tokens, and three float32 matrices of the widest
-    layer's Hessian (itself and two steps of its inverse). Operations: each block is computed once for each of its seven linear layers
+    layer's Hessian (itself and two steps of its inverse); or, if that is more, the weights and all packed layers, which optimum makes at
+    the end beside them. Operations: each block is computed once for each of its seven linear layers
     and once more for its output, 2 a weight and token; each layer's Hessian takes 2 a token and entry. Attention, the inverse and the
     loop over columns come on top.
     """
     linears, layers = shape.linears(), shape.num_hidden_layers
     widest = max(n for n, _ in linears)
-    memory = weight_size * (shape.parameters + 2 * tokens * shape.hidden_size) + 3 * 4 * widest**2
+    walking = weight_size * 2 * tokens * shape.hidden_size + 3 * 4 * widest**2
+    packing = shape.weight_bytes("gptq") - 2 * shape.other_parameters
+    memory = weight_size * shape.parameters + max(walking, packing)
     operations = 2 * tokens * (8 * shape.linear_parameters + layers * sum(n * n for n, _ in linears))
     return Needs(memory, operations)
 
@@ -90,7 +93,7 @@ CARD = """
 | | |
 |---|---|
 | bits, group size | {bits}, {group} |
-| symmetric; columns by activation (desc_act) | {sym}; {desc_act} |
+| symmetric; columns by activation (desc_act), inside groups (act_group_aware) | {sym}; {desc_act}, {act_group_aware} |
 | damping | {damp} of the mean diagonal of the Hessian |
 | calibration | {calibration} |
 | layout | GPTQ v1 (`qweight`, `qzeros`, `scales`, `g_idx`); what is not quantised is in float16 |
@@ -110,8 +113,9 @@ Perplexity over {tokens:,} tokens. Protocol: {protocol}. On {device}, {date}. It
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+name = "OWNER/{name}"  # on the Hub; or the path of this folder
+model = AutoModelForCausalLM.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
 ```
 
 transformers needs the packages optimum and gptqmodel for it. Nothing but the perplexity above was measured: read the card of the model it was
@@ -144,7 +148,8 @@ def write_card(folder, base, unquantised, row, calibration):
     text = CARD.format(
         name=folder.name,
         base=f"The course's small model `{name}` (it stands in for Llama-2 and is none)" if embedded else name,
-        bits=settings["bits"], group=settings["group_size"], sym=settings["sym"], desc_act=settings["desc_act"], damp=settings["damp_percent"],
+        bits=settings["bits"], group=settings["group_size"], sym=settings["sym"], desc_act=settings["desc_act"],
+        act_group_aware=settings.get("act_group_aware", "not said"), damp=settings["damp_percent"],
         calibration=calibration, versions=", ".join(f"{name} {version}" for name, version in row["versions"].items() if version),
         before=unquantised["perplexity"], after=row["perplexity"], bytes_before=unquantised["weight_bytes"], bytes_after=row["weight_bytes"],
         tokens=row["tokens"], protocol=row["protocol"], device=row["device"], date=row["date"][:10],

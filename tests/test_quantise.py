@@ -317,6 +317,8 @@ def test_what_it_needs():
     """Llama-2 7B by hand, with the paper's calibration set."""
     need = quantise.needs(steps.LLAMA_2["7B"], 128 * 2048)
     assert need.memory == 13_476_831_232 + 2 * 2 * 128 * 2048 * 4096 + 12 * 11008**2
+    block = sum(n * m // 2 + n // 128 * m * 5 // 2 + 4 * n for n, m in [(4096, 4096)] * 4 + [(4096, 11008)] * 2 + [(11008, 4096)])
+    assert quantise.needs(steps.LLAMA_2["7B"], 2048).memory == 13_476_831_232 + 32 * block  # packing, at the end, takes more than walking
     assert need.operations == 2 * 128 * 2048 * (8 * 6_476_005_376 + 32 * (6 * 4096**2 + 11008**2))
 
 
@@ -347,7 +349,7 @@ def made(tmp_path):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights" * 1000)
     (folder / "config.json").write_text("{}")
-    settings = {"bits": 4, "group_size": 128, "sym": True, "desc_act": False, "damp_percent": 0.1}
+    settings = {"bits": 4, "group_size": 128, "sym": True, "desc_act": False, "act_group_aware": True, "damp_percent": 0.1}
     (folder / "quantize_config.json").write_text(json.dumps(settings))
     base = steps.get_step(2, tier="embedded")
     before = quality.make_row(base, "Some CPU", {"perplexity": 2.25, "tokens": 1234})
@@ -365,7 +367,7 @@ def test_the_card_says_what_was_measured(made):
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("perplexity", 2.5)
     for words in ("2.2500", "2.5000", f"{after['weight_bytes']:,}", f"{before['weight_bytes']:,}", "1,234", "32 windows of some text", quality.PROTOCOL, "Some CPU",
-                  after["date"][:10], "stands in for Llama-2 and is none", f"gptqmodel {after['versions']['gptqmodel']}"):  # fmt: skip
+                  after["date"][:10], "stands in for Llama-2 and is none", "False, True", f"gptqmodel {after['versions']['gptqmodel']}"):  # fmt: skip
         assert words in card.text, words
     assert "{" not in card.text and str(folder.parent) not in card.text
 
