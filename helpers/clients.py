@@ -2,8 +2,9 @@
 
 Times are defined as in vLLM's ``benchmarks/lib/endpoint_request_func.py`` and ``benchmarks/serve.py`` (version 0.33.0,
 https://github.com/vllm-project/vllm): TTFT from sending a request to its first piece of text; ITL between two pieces; latency from sending to
-the last piece; TPOT is (latency - TTFT) / (tokens - 1); throughput is all new tokens by the time from the first request's start to the last one's end. Percentiles are numpy's, linear
-between neighbours. One thing differs: a piece without text (the last one, which only says why the answer ended) is not counted here.
+the last piece; TPOT is (latency - TTFT) / (tokens - 1); throughput is all new tokens by the time from the first request's start to the last
+one's end. Percentiles are numpy's, linear between neighbours. One thing differs: a piece without text (the last one, which only says why the
+answer ended) is not counted here.
 """
 
 import asyncio
