@@ -99,22 +99,29 @@ class Run:
     @property
     def bundled(self):
         """Share of the pieces that came less than 0.2 ms after the one before: the server or the network had held them back."""
-        gaps = [gap for answer in self.answers for gap in answer.itl]
+        gaps = self.values("itl")
         return sum(gap < 2e-4 for gap in gaps) / len(gaps) if gaps else 0.0
 
+    def values(self, quantity):
+        """All "ttft", "tpot", "itl" or "latency" in seconds: one for each answer that has it, of "itl" one for each gap."""
+        if quantity == "itl":
+            return [gap for answer in self.answers for gap in answer.itl]
+        return [value for answer in self.answers if (value := getattr(answer, quantity)) is not None]
+
     def percentile(self, quantity, p):
-        """The ``p``-th percentile of "ttft", "tpot", "itl" or "latency" in seconds; None where there is none."""
+        """The ``p``-th percentile of ``values(quantity)``; None where there are none."""
         import numpy as np
 
-        values = [value for answer in self.answers for value in (answer.itl if quantity == "itl" else [getattr(answer, quantity)]) if value is not None]
+        values = self.values(quantity)
         return float(np.percentile(values, p)) if values else None
 
     def row(self):
         """The figures as a dict that JSON can hold; texts and prompts are left out."""
         kept = [{k: v for k, v in asdict(answer).items() if k not in ("prompt", "text")} for answer in self.answers]
         figures = {f"{q}_p{p}_s": self.percentile(q, p) for q in ("ttft", "tpot", "itl", "latency") for p in (50, 95)}
-        found = {"concurrency": self.concurrency, "decoding": self.decoding, "requests": len(kept), "failed": len(self.problems), "problems": sorted(set(self.problems))}
-        found |= {"duration_s": self.duration, "client_cpu_s": self.cpu, "tokens_per_s": self.throughput, "bundled": self.bundled}
+        found = {"concurrency": self.concurrency, "requests": len(kept), "failed": len(self.problems), "problems": sorted(set(self.problems))}
+        found |= {"duration_s": self.duration, "client_cpu_s": self.cpu, "tokens_per_s": self.throughput}
+        found |= {"decoding": self.decoding, "bundled": self.bundled}
         return found | figures | {"answers": kept}
 
     def __str__(self):

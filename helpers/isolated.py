@@ -122,7 +122,7 @@ class Environment:
         """
         if not self.ready:
             raise PackagesError(f"There is no finished environment in {self.folder}: build it first.")
-        variables = {name: value for name, value in os.environ.items() if name not in OURS} | {"HF_HUB_OFFLINE": "1"}
+        variables = _without(OURS) | {"HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(
             [self.executable, "-m", module, json.dumps(job)], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
@@ -183,9 +183,9 @@ def _run(*command, download=0):
     """Run uv; return why it failed, or "". download: bytes for the bar. Raises PackagesError if the reader interrupts it."""
     from tqdm.auto import tqdm
 
-    said, sizes, variables = [], {}, {name: value for name, value in os.environ.items() if name not in THEIRS}
+    said, sizes = [], {}
     bar = tqdm(total=download, unit="B", unit_scale=True, desc="fetching", leave=False, disable=not download)
-    with bar, subprocess.Popen([*command, *PLAIN], env=variables, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with bar, subprocess.Popen([*command, *PLAIN], env=_without(THEIRS), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             for line in map(str.strip, process.stderr):
                 said.append(line)
@@ -201,6 +201,11 @@ def _run(*command, download=0):
     reasons = re.split(r"^(?:error|cause|Caused by|×|╰─▶):? ", "\n".join(said).split("\nhint:")[0], flags=re.M)
     reasons = reasons[1:] or said[-1:] or ["no reason given"]
     return ": ".join(textwrap.shorten(reason, 200, placeholder=" …").rstrip(".") for reason in dict.fromkeys([reasons[0], reasons[-1]]))
+
+
+def _without(names):
+    """This process's environment variables without ``names``."""
+    return {name: value for name, value in os.environ.items() if name not in names}
 
 
 def _why(module, status, said):

@@ -26,9 +26,8 @@ def needs(shape, tokens, weight_size=2):
 
     Memory: the unquantised weights, what goes into a block and comes out of it for all tokens, and three float32 matrices of the widest
     layer's Hessian (itself and two steps of its inverse); or, if that is more, the weights and all packed layers, which optimum makes at
-    the end beside them. Operations: each block is computed once for each of its seven linear layers
-    and once more for its output, 2 a weight and token; each layer's Hessian takes 2 a token and entry. Attention, the inverse and the
-    loop over columns come on top.
+    the end beside them. Operations: each block is computed once for each of its seven linear layers and once more for its output, 2 a
+    weight and token; each layer's Hessian takes 2 a token and entry. Attention, the inverse and the loop over columns come on top.
     """
     linears, layers = shape.linears(), shape.num_hidden_layers
     widest = max(n for n, _ in linears)
