@@ -104,7 +104,8 @@ def waterfall_chart(rows, save_as=None):
     texts = []
     for place, (what, before, after, kind) in enumerate(bars):
         if after is None:
-            axes.text(before, place, "  not measured here, in the next bar", va="center", fontsize=8, style="italic")
+            side = "right" if before > highest / 2 else "left"  # where there is room for the words
+            axes.text(before, place, "  not measured here, in the next bar  ", ha=side, va="center", fontsize=8, style="italic")
             texts.append(f"{what}: not measured here, part of the next")
             continue
         less = after < before
