@@ -32,6 +32,7 @@ NAMES = {"exllama_v2": "ExLlamaV2", "triton": "Triton", "torch": "plain PyTorch"
 COMPILED = {"exllama_v2": ("exllamav2", "half a minute to a minute on two cores"), "marlin": ("marlin_fp16", "ten minutes or more on two cores")}
 MARLIN_CAPABILITY = (8, 0)
 MARK = "kernel: "  # begins the line that ``prepare`` reads
+_failed = {}  # kernel: why it could not be made ready in this process; the library does not try again either
 _used = weakref.WeakKeyDictionary()  # model: sentence on the kernel that it was loaded with
 
 
@@ -96,7 +97,7 @@ def plan(settings, capability=None, asked=""):
         return Plan([asked])
     found = Plan([], {})
     for kernel in (asked,) if asked else ORDER:
-        if why := _unsupported(kernel, settings, capability) or _cannot_be_compiled(kernel):
+        if why := _unsupported(kernel, settings, capability) or _failed.get(kernel) or _cannot_be_compiled(kernel):
             found.left_out[kernel] = why
         else:
             found.kernels.append(kernel)
@@ -189,7 +190,8 @@ def make_ready(kernel):
         with machine.waiting(f"Compiling the GPU kernel {NAMES[kernel]}, once on this machine, usually {usually}"), machine.quiet(keep_stderr=True):
             extensions.load(name=extension)
     except Exception as error:  # whatever a build can raise: the next kernel takes over
-        return f"its compilation failed ({_what_failed(str(error))})"
+        _failed[kernel] = f"its compilation failed ({_what_failed(str(error))})"
+        return _failed[kernel]
     _keep(extension)
     return ""
 
@@ -197,8 +199,8 @@ def make_ready(kernel):
 def _what_failed(log):
     """The compiler's own words in ``log``, in one line: its first error, else the build's first line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in lines:
-        if re.search(r"\b(fatal )?error\b\s*(:|#|C\d)", line, flags=re.I) and not line.startswith(("-", "Extension load failed")):
+    for line in lines:  # of a compiler: "file(70): error: …", "fatal error: x.h: …", "error C2039: …"; of a linker: "cannot find -l…"
+        if re.search(r"\berror( C\d+)?: |: cannot find -l", line) and not line.startswith("-"):
             return line[:300]
     said = next((line for line in lines if not line.startswith("Extension load failed")), "no reason given")
     return said.split(" | ")[0].removeprefix("- ")[:300]
