@@ -180,6 +180,7 @@ class _Report(logging.Handler):
     def reason(self):
         """The last error in the report, in one line; "" without one."""
         errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", self.text, flags=re.M)
+        errors = errors or re.findall(r"\| *CONVERSION *\| *(.+)$", self.text, flags=re.M)  # transformers 5.0 leaves the error's class out
         return errors[-1] if errors else ""
 
     def __enter__(self):
