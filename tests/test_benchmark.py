@@ -169,6 +169,12 @@ def test_the_changes_add_up_and_a_missing_step_is_in_the_next(measured):
     assert ("back to float16", 5, 4) in breakdown.changes(on_gpu)
     assert breakdown.changes(rows[:-1]) == []
 
+    triton = rows[4] | {"step": 0, "variant": "gptq-triton", "title": "Triton", "warm": [base["warm"][0] | {"wall": 2.5}]}
+    other = triton | {"layer_class": "TritonV2Linear"}
+    assert ("4 bits, Triton kernel", 5, 2.5) in breakdown.changes([*rows, other])
+    same = breakdown.changes([*rows, triton])  # step 3 has that kernel itself, as on a machine without a compiler: it is no change
+    assert "4 bits, Triton kernel" not in [what for what, *_ in same] and sum(after - before for _, before, after in same if after is not None) == 4.5 - 9
+
 
 def test_memory_in_a_pass_of_its_own():
     """A buffer that exists only during the call is in the peak, and nothing of it afterwards."""
