@@ -12,7 +12,7 @@ BIN := .venv/bin
 .PHONY: run test lab data badges replica clean
 
 run: .venv/ready
-	@$(BIN)/python -m helpers.run
+	@$(BIN)/python -m tools.run
 
 # OMP_WAIT_POLICY: where other programs compute too, threads that wait give their core away; without it a test can take ten times as long
 test: .venv/tools
@@ -25,10 +25,10 @@ data: .venv/ready
 	@$(BIN)/python -m data.build
 
 badges: .venv/ready
-	@$(BIN)/python -m helpers.badges "$(REPOSITORY)"
+	@$(BIN)/python -m tools.badges "$(REPOSITORY)"
 
 replica: .venv/tools
-	@$(BIN)/python tests/replica.py $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION))
+	@$(BIN)/python -m tools.replica $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION))
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "This course needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another one, e.g. make run PYTHON=python3.12" % v)'

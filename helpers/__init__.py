@@ -40,8 +40,6 @@ differences  where does a format's output differ?
 claims   which of the article's claims hold?
 compare  what do the four steps show together?
 plots    draw it, with the same facts as text
-badges   write what every notebook has in common
-run      execute the notebooks in order
 
 ``import helpers`` stays light: torch and transformers are imported by the function that needs them.
 """

@@ -8,7 +8,8 @@ os.environ["RESULTS_DIR"] = RESULTS = tempfile.mkdtemp(prefix="results-")
 
 import pytest  # noqa: E402
 
-from helpers import ledger, loading, run, steps  # noqa: E402
+from helpers import ledger, loading, steps  # noqa: E402
+from tools import run  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import test_hub
 import torch
-from hub import Hub
 from safetensors.torch import load_file, save_file
+from support.hub import Hub
 
 from helpers import engines, gguf_files, ledger, llamacpp, plots, quality, steps, tiers, timing
 from helpers.errors import CheckpointError, NotEnoughMemoryError, PromptError, TokenCountError, UnknownFormatError

@@ -4,7 +4,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import ledger, run
+from helpers import ledger
+from tools import run
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_errors_show_one_sentence_in_a_notebook():
     assert CourseError("what, and what next")._render_traceback_() == ["CourseError: what, and what next"]
 
 
-@pytest.mark.parametrize("module", ["helpers", "helpers.steps", "helpers.tiers", "helpers.ledger", "helpers.plots", "helpers.compare", "helpers.run"])
+@pytest.mark.parametrize("module", ["helpers", "helpers.steps", "helpers.tiers", "helpers.ledger", "helpers.plots", "helpers.compare", "tools.run"])
 def test_import_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,7 +12,7 @@ import transformers
 transformers.SpecialTokensMixin = transformers.PreTrainedTokenizerBase  # gone in transformers 5; optimum-benchmark 0.6.0 imports its name only
 from optimum_benchmark.trackers.latency import PerTokenLatencySessionTrackerLogitsProcessor as Tracker  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from helpers import loading, steps, timing  # noqa: E402
 
 model, tokenizer = loading.load(steps.get_step(2, tier="embedded"))

@@ -1,4 +1,4 @@
-"""Execute the notebooks in order and leave what they produce in ``results/``: ``python -m helpers.run [name …]``.
+"""Execute the notebooks in order and leave what they produce in ``results/``: ``python -m tools.run [name …]``.
 
 A name is the beginning of a notebook's file name, e.g. ``03``; without names, all notebooks run.
 """

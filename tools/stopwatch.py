@@ -1,6 +1,6 @@
-"""How long do the commands take, and how much memory? ``python tests/benchmark.py`` (after ``make run`` has set up .venv).
+"""How long do the commands take, and how much memory? ``python -m tools.stopwatch`` (after ``make run`` has set up .venv).
 
-``python tests/benchmark.py writer`` holds the writer of synthetic checkpoints against the disk, ``… overhead`` what our timing adds to a call.
+``python -m tools.stopwatch writer`` holds the writer of synthetic checkpoints against the disk, ``… overhead`` what our timing adds to a call.
 
 Prints a table: wall seconds of each command, and the peak of the resident memory of all its processes together, read five times a
 second (pages that processes share count once for each of them, so it is an upper bound). Not a test: nothing is asserted.
@@ -15,11 +15,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools import ROOT
+
 COMMANDS = {
     "make run": ["make", "run"],
     "make run, until its first line": ["make", "run"],
@@ -64,7 +64,8 @@ def measure(name, command, results):
 
 def writer(pairs=3):
     """Write a checkpoint with 13B's widths, and the same bytes from one buffer, in turns; print the ratio of their speeds and the memory."""
-    sys.path.insert(0, str(ROOT))
+    from resource import RUSAGE_SELF, getrusage  # not on Windows
+
     from helpers import steps, synthetic
 
     wide, ratios = steps.LLAMA_2["13B"], []
@@ -92,7 +93,6 @@ def writer(pairs=3):
 
 def overhead(pairs=60):
     """Call generate alone and through generate_once, in turns; print the median ratio, and the time that our own lines take in a call."""
-    sys.path.insert(0, str(ROOT))
     from helpers import loading, steps, timing
 
     model, tokenizer = loading.load(steps.get_step(2, tier="embedded"))

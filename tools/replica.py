@@ -1,6 +1,6 @@
 """Open every notebook as a platform does, in an environment built from that platform's package list, and compare the packages.
 
-    python tests/replica.py PLATFORM.txt [--python 3.13] [--with ipywidgets==8.1.5]
+    python -m tools.replica PLATFORM.txt [--python 3.13] [--with ipywidgets==8.1.5]
 
 PLATFORM.txt is what ``pip freeze`` prints there. Each notebook is copied alone into an empty folder, fetches the course from a git
 remote on this disk (under the https address that its set-up cell names), and runs all its cells on the embedded tier. Fails if a
@@ -22,7 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools import ROOT
+
 PYTHON = {"colab": "3.13", "kaggle": "3.12"}  # where the list's file name begins so
 EXTRA = {"kaggle": ["ipywidgets==8.1.5", "comm==0.2.2"]}  # what Kaggle adds to the image that its list describes
 CUDA = re.compile(r"(nvidia|cuda|triton|torch$|torchvision|torchaudio|torchcodec)")
@@ -172,7 +173,7 @@ def publish(environment, folder):
         if (ROOT / file).is_file():
             (course / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, course / file)
-    run(str(environment / "bin" / "python"), "-m", "helpers.badges", ADDRESS, cwd=course)
+    run(str(environment / "bin" / "python"), "-m", "tools.badges", ADDRESS, cwd=course)
     git = ("git", "-C", str(course), "-c", "user.name=replica", "-c", "user.email=replica@localhost")
     run("git", "init", "--quiet", "--initial-branch", "main", str(course))
     run(*git, "add", "--all")
