@@ -2,7 +2,8 @@
 
     python -m tools.replica PLATFORM.txt [--python 3.13] [--with ipywidgets==8.1.5]
 
-PLATFORM.txt is what ``pip freeze`` prints there. Each notebook is copied alone into an empty folder, fetches the course from a git
+PLATFORM.txt is what ``pip freeze`` prints there (``make platforms`` fetches today's lists of Colab and Kaggle; a first line "# Python 3.13"
+names the version). Each notebook is copied alone into an empty folder, fetches the course from a git
 remote on this disk (under the https address that its set-up cell names), and runs all its cells on the embedded tier. Fails if a
 cell fails, a package was changed, or a second set-up took more than a second. Needs uv and git, and about 11 GB of disk.
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from tools import ROOT
 
-PYTHON = {"colab": "3.13", "kaggle": "3.12"}  # where the list's file name begins so
+PYTHON = {"colab": "3.13", "kaggle": "3.12"}  # where the list's file name begins so and its first line names none
 EXTRA = {"kaggle": ["ipywidgets==8.1.5", "comm==0.2.2"]}  # what Kaggle adds to the image that its list describes
 CUDA = re.compile(r"(nvidia|cuda|triton|torch$|torchvision|torchaudio|torchcodec)")
 GIANTS = re.compile(
@@ -63,12 +64,14 @@ print(json.dumps(found))
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("list", type=Path, help="what pip freeze prints on the platform")
-    parser.add_argument("--python", help="the platform's Python version (known for lists named colab… and kaggle…)")
+    parser.add_argument("--python", help="the platform's Python version (known where the list names it, and for lists named colab… and kaggle…)")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="NAME==VERSION", help="a package in another version than the list's")
     parser.add_argument("--folder", type=Path, help="where to build, and keep, the replica (default: a temporary folder)")
     options = parser.parse_args(arguments)
     platform = options.list.name.split("-")[0].split(".")[0]
-    python = options.python or PYTHON.get(platform)
+    if not options.list.is_file():
+        parser.error(f"{options.list} is not there: make platforms fetches the lists of Colab and Kaggle.")
+    python = options.python or named_python(options.list) or PYTHON.get(platform)
     if not python:
         parser.error(f"which Python does {options.list.name} belong to? Add --python 3.12, for example.")
     if not shutil.which("git") or not uv():
@@ -83,6 +86,12 @@ def main(arguments=None):
         problems = try_out(environment, Path(temporary))
     print("\n".join(problems) or f"{options.list.name}: all notebooks ran, no package was changed, no restart.")
     return bool(problems)
+
+
+def named_python(platform_list):
+    """The Python version, e.g. "3.13", that the first line of a list names ("# Python 3.13"), or None."""
+    found = re.match(r"# Python (\d+\.\d+)", platform_list.read_text(encoding="utf-8"))
+    return found and found.group(1)
 
 
 def uv():

@@ -99,6 +99,8 @@ def _shown(path):
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a Windows console that lacks a character shows a question mark
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
