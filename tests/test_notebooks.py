@@ -52,11 +52,3 @@ def test_every_picture_has_a_text(path):
             assert not re.search(r"!\[\s*\]\(", cell.source) and "<img" not in cell.source
         else:
             assert "plt." not in cell.source and ("plots.figure(" not in cell.source or "plots.show(" in cell.source)
-
-
-@pytest.mark.parametrize("path", [*PATHS, ROOT / "README.md", ROOT / "data" / "README.md"], ids=lambda p: p.stem)
-def test_links_lead_somewhere(path):
-    text = path.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        if not target.startswith("http"):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
