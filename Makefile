@@ -11,6 +11,9 @@
 # make badges     write the course's address on GitHub, that of origin, into badges, links and set-up cells   (REPOSITORY=owner/name for another)
 # make platforms  fetch today's package lists of Colab and Kaggle into platforms/   (PLATFORM=colab for one)
 # make replica LIST=platforms/colab.txt [PYTHON_VERSION=3.13]   run every notebook in an environment built from a platform's pip freeze
+# make t4         compile, without a GPU, what the course would compile on a T4   (T4_PYTHON=environment/bin/python with CUDA's torch)
+# make gpu        on a machine with a CUDA GPU: all tests that need one, and a run of the four steps to contribute   (WHEELS=folder: offline)
+# make static     look up every call of torch and transformers in the installed versions
 # make data       build the small models in data/ again from their seed
 # make picture    draw the README's picture again from its recorded rows
 # Without make (Windows): docs/windows.md
@@ -20,7 +23,7 @@ BIN := .venv/bin
 CHECK ?= .venv/check
 SLOW := article_stack data_build hub quantise serving
 
-.PHONY: run test test-fast notebooks lab data picture badges check format links platforms replica clean
+.PHONY: run test test-fast notebooks lab data picture badges check format links platforms replica t4 gpu static clean
 
 run: .venv/ready
 	@$(BIN)/python -m tools.run
@@ -60,7 +63,16 @@ platforms: $(CHECK)/ready
 	@$(CHECK)/bin/python -m tools.platforms $(PLATFORM)
 
 replica: .venv/tools
-	@$(BIN)/python -m tools.replica $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION))
+	@$(BIN)/python -m tools.replica $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION)) $(if $(FOLDER),--folder $(FOLDER))
+
+t4: .venv/tools
+	@$(BIN)/python -m tools.t4 $(if $(T4_PYTHON),--python $(T4_PYTHON)) $(if $(CAPABILITY),--capability $(CAPABILITY))
+
+gpu:
+	@$(PYTHON) -m tools.gpu $(if $(WHEELS),--wheels $(WHEELS))
+
+static: .venv/ready
+	@$(or $(PYTHON_OF),$(BIN)/python) -m tools.static
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "This course needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another one, e.g. make run PYTHON=python3.12" % v)'

@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 
-from helpers import checks, ledger, plots, results, steps, tiers, timing
+from helpers import checks, kernels, ledger, plots, results, steps, tiers, timing
 from helpers.article import NEW_TOKENS, ROOT
 from helpers.errors import CourseError, PromptError, TokenCountError, UnknownStepError
 from helpers.job import MARK, Job
@@ -124,8 +124,10 @@ def _in_a_process(job):
         step = job.step()
         if not step.is_folder:
             if tiers.gpu_count() < 2:  # said before gigabytes are fetched for nothing
-                checks.check_memory(step.bytes, tiers.get_device(job.device))
+                checks.check_step(step, tiers.get_device(job.device))
             download.fetch(step)
+        if step.format == "gptq" and (device := tiers.get_device(job.device)) != "cpu":  # compiled here, where it can be seen
+            kernels.prepare(step, device)
     except CourseError as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # a download that the reader stopped: stop it all
             raise KeyboardInterrupt from error

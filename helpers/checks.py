@@ -62,6 +62,11 @@ def _tensor_names(shard):
     return list(header) if size == 8 + length + end else None
 
 
+def check_step(step, device):
+    """Raise NotEnoughMemoryError if ``step``'s weights, and what its kernel needs beside them, do not fit on ``device``."""
+    check_memory(step.bytes, device, tiers.beside_weights(step.shape, step.format) if device.startswith("cuda") else tiers.OVERHEAD)
+
+
 def free_memory(device):
     """Free bytes on ``device``: of the GPU's memory, or of the host's that programs can still get (in a container: its share)."""
     if device.startswith("cuda"):
@@ -71,9 +76,12 @@ def free_memory(device):
     return machine.host_memory()[1]
 
 
-def out_of_memory(error, device, doing):
-    """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None."""
-    said = str(error)
+def out_of_memory(error, device, doing, report=""):
+    """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None.
+
+    report: what a library wrote into its log instead of the error.
+    """
+    said = f"{error}\n{report}"
     signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
     if not isinstance(error, MemoryError) and not any(sign in said for sign in signs):
         return None
@@ -88,9 +96,9 @@ def out_of_memory(error, device, doing):
     )
 
 
-def check_memory(weights, device):
-    """Raise NotEnoughMemoryError if ``weights`` bytes and the overhead that comes with them are more than is free on ``device``."""
-    need, free = weights + tiers.OVERHEAD, free_memory(device)
+def check_memory(weights, device, beside=tiers.OVERHEAD):
+    """Raise NotEnoughMemoryError if ``weights`` bytes and ``beside``, what comes with them, are more than is free on ``device``."""
+    need, free = weights + beside, free_memory(device)
     if need > free:
         raise NotEnoughMemoryError(
             f"This step needs about {need / 1e9:.1f} GB on {device} and {free / 1e9:.1f} GB are free: release other models or restart"

@@ -63,8 +63,9 @@ def machine_table(found):
 def step_table(found, context=512):
     """Return what each step needs and whether it fits (pandas.DataFrame, one line a step). context: tokens of prompt and answer.
 
-    Weights: exact bytes, from the shape. KV cache: 2 (keys and values) x layers x width x 2 bytes a token. Other: tiers.OVERHEAD, an
-    upper estimate that no measurement on this machine backs. Without a GPU, the host's memory is what there is.
+    Weights: exact bytes, from the shape. KV cache: 2 (keys and values) x layers x width x 2 bytes a token. Other: tiers.beside_weights,
+    an upper estimate that no measurement on this machine backs; for GPTQ it holds ExLlamaV2's scratch space. Without a GPU, the host's
+    memory is what there is.
     """
     import pandas as pd
 
@@ -74,8 +75,9 @@ def step_table(found, context=512):
         shape = LLAMA_2[step.model]
         weights, cache = shape.weight_bytes(step.format), context * shape.kv_bytes_per_token
         download = shape.weight_bytes("bf16" if step.format == "int8" else step.format)
-        shared = tiers.spread(weights + cache, [gpu.free for gpu in gpus]) or [0]
-        need = weights + cache + len(shared) * tiers.OVERHEAD
+        beside = tiers.beside_weights(shape, step.format) if gpus else tiers.OVERHEAD
+        shared = tiers.spread(weights + cache, [gpu.free for gpu in gpus], beside) or [0]
+        need = weights + cache + len(shared) * beside
         free = sum(gpus[n].free for n in shared) if gpus else found["free"]
         fits = verdict(need, free)
         disk = verdict(download, found["disk"])
@@ -83,7 +85,7 @@ def step_table(found, context=512):
         lines[f"{number}: {step.title}"] = {
             "weights": f"{weights:,}",
             f"KV cache ({context:,} tokens)": _gb(cache),
-            "other (estimate)": _gb(len(shared) * tiers.OVERHEAD),
+            "other (estimate)": _gb(len(shared) * beside),
             "needed": _gb(need),
             "free": f"{_gb(free)} ({'GPU' if len(shared) == 1 else f'{len(shared)} GPUs'})" if gpus else f"{_gb(free)} (host)",
             "verdict": fits,

@@ -38,6 +38,7 @@ def make_row(step, timing, model, prediction=None):
     user_s, sys_s, cpu_total_s, wall_s and ttft_s are those of the cold call, as in the article. Times in seconds, sizes in bytes.
     prediction: the reader's guess of wall_s, or None.
     """
+    from helpers import kernels
     from helpers.loading import weight_bytes
 
     layer = model.model.layers[0].self_attn.q_proj
@@ -52,6 +53,7 @@ def make_row(step, timing, model, prediction=None):
         "format": step.format,
         "dtype": str(model.dtype).removeprefix("torch."),
         "layer_class": type(layer).__name__,
+        "kernel": kernels.used(model),
         "note": step.note,
         "prediction_wall_s": prediction,
         "parameters": step.shape.parameters,

@@ -1,11 +1,16 @@
-"""What machine is this? Platform, GPU, memory, disk, network: asked without importing torch."""
+"""What machine is this? Platform, GPU, memory, disk, network: asked without importing torch. And what it prints while it works."""
 
+import contextlib
+import io
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -109,6 +114,40 @@ def host_memory():
     except (OSError, ValueError, KeyError):
         pass
     return total, free
+
+
+@contextlib.contextmanager
+def quiet(keep_stderr=False):
+    """Hide what the libraries print on import and while loading; progress bars (stderr) stay with ``keep_stderr``."""
+    for name in ("torchao", "torch.utils._pytree", "gptqmodel", "transformers", "optimum"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        with contextlib.nullcontext() if keep_stderr else contextlib.redirect_stderr(io.StringIO()):
+            yield
+
+
+@contextlib.contextmanager
+def waiting(what, patience=2):
+    """Show, from ``patience`` seconds on, that silent work goes on: ``what`` with the time that has passed, in a line of its own."""
+    done = threading.Event()
+
+    def show():
+        if done.wait(patience):
+            return
+        from tqdm.auto import tqdm
+
+        with tqdm(desc=what, bar_format="{desc}: {elapsed}") as line:
+            while not done.wait(1):
+                line.refresh()
+
+    watcher = threading.Thread(target=show, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def disk(folder):

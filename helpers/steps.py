@@ -90,6 +90,14 @@ class Shape:
         raise UnknownFormatError(f"There is no format {format!r}: choose one of {', '.join(FORMATS)}.")
 
     @property
+    def exllama_bytes(self):
+        """Bytes of the scratch space that ExLlamaV2 keeps beside the weights, 4 a token and output of the widest layer, for 8 x 2048 tokens.
+
+        And that layer's weights in float16 (gptqmodel's ExllamaV2Linear.scratch_space_fixed): 812 MB for Llama-2 7B, 1,048 MB for 13B.
+        """
+        return max(2 * n * m + 4 * m * 8 * 2048 for n, m in self.linears()) + 256
+
+    @property
     def kv_bytes_per_token(self):
         """Bytes of keys and values that the cache keeps for one token, in 16 bits: 2 for each layer, each as wide as the model."""
         return 2 * self.num_hidden_layers * self.hidden_size * 2
@@ -111,7 +119,7 @@ class Step:
     on these tiers. tier: the chosen one of helpers.tiers.TIERS, or "own" for another checkpoint of the reader's. checkpoint: the Hub
     id or folder that is loaded. note: why it is this one, in a sentence, where that needs saying. detail: what a variant changes, in
     words. threshold: from which size on LLM.int8() computes an input in 16 bits (0: none). kernel: gptqmodel's name of the kernel that
-    is asked for, "" for its own choice.
+    is asked for, "" for the course's choice (helpers.kernels).
     """
 
     number: int
@@ -145,11 +153,21 @@ class Step:
     @property
     def shape(self):
         """Shape of the checkpoint that is loaded, from its config.json (on the hub tier a small download, the first time)."""
+        return Shape.from_config(self._folder)
+
+    @property
+    def quantization(self):
+        """The checkpoint's own quantization_config (a dict: bits, group_size, …); {} if it is not quantised."""
+        return read_json(self._folder, "config.json").get("quantization_config") or {}
+
+    @property
+    def _folder(self):
+        """The folder of the checkpoint's config.json."""
         if self.is_folder:
-            return Shape.from_config(self.checkpoint)
+            return self.checkpoint
         from helpers import download
 
-        return Shape.from_config(download.config(self.checkpoint, self.revision))
+        return download.config(self.checkpoint, self.revision)
 
     @property
     def is_folder(self):

@@ -13,7 +13,7 @@ from helpers import access, machine
 from helpers.errors import DeviceError, UnknownTierError
 
 TIERS = ("embedded", "hub", "synthetic")
-OVERHEAD = 0.8e9  # estimate of the bytes beside the weights: CUDA context, KV cache and activations of one short prompt
+OVERHEAD = 0.8e9  # estimate of the bytes beside the weights on one device: CUDA context, KV cache and activations of one short prompt
 
 
 def choose_tier(requested=None):
@@ -40,9 +40,11 @@ def _why_not_hub():
         return f"today's PyTorch cannot use this GPU ({machine.unusable_gpu()})"
     if not found:
         return "this machine has no CUDA GPU"
-    need, have = max(LLAMA_2[s.model].weight_bytes(s.format) for s in STEPS.values()), [gpu.total for gpu in found]
-    if not spread(need, have):
-        return f"the four steps need {(need + OVERHEAD) / 1e9:.1f} GB of GPU memory and there are {sum(have) / 1e9:.1f} GB"
+    have = [gpu.total for gpu in found]
+    for shape, format in sorted({(LLAMA_2[s.model], s.format) for s in STEPS.values()}, key=lambda pair: -pair[0].weight_bytes(pair[1])):
+        need, beside = shape.weight_bytes(format), beside_weights(shape, format)
+        if not spread(need, have, beside):
+            return f"the four steps need {(need + beside) / 1e9:.1f} GB of GPU memory and there are {sum(have) / 1e9:.1f} GB"
     from huggingface_hub import HfApi
 
     try:
@@ -52,14 +54,21 @@ def _why_not_hub():
     return ""
 
 
-def spread(weights, free):
+def beside_weights(shape, format):
+    """Estimate of the bytes that each GPU needs beside the weights: OVERHEAD, and for GPTQ the scratch space of its kernel."""
+    return OVERHEAD + (shape.exllama_bytes if format == "gptq" else 0)
+
+
+def spread(weights, free, beside=OVERHEAD):
     """Return the fewest GPUs (list of indices) that hold ``weights`` bytes, the first ones first; free: bytes free on each GPU.
+
+    beside: bytes that each of them needs besides.
 
     The first GPU alone where it is large enough; [] if all together are too small. Of several, a tenth stays empty: layers are not
     divided (and bitsandbytes leaves as much).
     """
     for count in range(1, len(free) + 1):
-        if weights <= (free[0] - OVERHEAD if count == 1 else 0.9 * sum(f - OVERHEAD for f in free[:count])):
+        if weights <= (free[0] - beside if count == 1 else 0.9 * sum(f - beside for f in free[:count])):
             return list(range(count))
     return []
 

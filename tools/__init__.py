@@ -6,6 +6,8 @@ check      lint, formatting, saved outputs, badges: is it fit to commit?   make 
 links      does every link lead somewhere?                                 make links
 platforms  what do Colab and Kaggle have installed today?                  make platforms
 replica    do the notebooks run with these packages?                       make replica
+static     does every name exist that the course calls of its libraries?   make static
+t4         does what a T4 would compile compile?                           make t4
 picture    draw the README's picture from recorded rows                    make picture
 stopwatch  how long do the commands above take, and how much memory?
 
