@@ -203,7 +203,7 @@ def _what_failed(log):
         if re.search(r"\berror( C\d+)?: |: cannot find -l", line) and not line.startswith("-"):
             return line[:300]
     said = next((line for line in lines if not line.startswith("Extension load failed")), "no reason given")
-    return said.split(" | ")[0].removeprefix("- ")[:300]
+    return re.sub(r"^- .*? JIT extension: ", "", said.split(" | ")[0])[:300]
 
 
 def _cache(extension):

@@ -120,7 +120,7 @@ def test_a_compilation_that_fails_says_what_failed_and_the_next_kernel_takes_ove
 @pytest.mark.parametrize(
     ("log", "said"),
     [("- exllamav2: ExLlamaV2 GPTQ: failed to build torch.ops JIT extension: The detected CUDA version (13.0) mismatches the version that was used to compile PyTorch (12.8).\n"
-      " | build_root=/root", "ExLlamaV2 GPTQ: failed to build torch.ops JIT extension: The detected CUDA version (13.0) mismatches the version that was used to compile PyTorch (12.8)."),
+      " | build_root=/root", "The detected CUDA version (13.0) mismatches the version that was used to compile PyTorch (12.8)."),
      ("[1/2] nvcc -MD -DTORCH -o x.o\n/usr/bin/ld: cannot find -lcudart: No such file or directory\ncollect2: error: ld returned 1 exit status",
       "/usr/bin/ld: cannot find -lcudart: No such file or directory"),
      ("a.h:10:10: fatal error: cusparse.h: No such file or directory", "a.h:10:10: fatal error: cusparse.h: No such file or directory"), ("", "no reason given")],

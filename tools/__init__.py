@@ -8,6 +8,7 @@ platforms  what do Colab and Kaggle have installed today?                  make 
 replica    do the notebooks run with these packages?                       make replica
 static     does every name exist that the course calls of its libraries?   make static
 t4         does what a T4 would compile compile?                           make t4
+gpu        what can only a machine with a CUDA GPU tell?                    make gpu
 picture    draw the README's picture from recorded rows                    make picture
 stopwatch  how long do the commands above take, and how much memory?
 
