@@ -6,7 +6,7 @@ import statistics
 import nbformat
 import pytest
 
-from helpers.article import ROOT
+from helpers import ROOT
 from tools import badges
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))

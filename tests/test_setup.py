@@ -9,8 +9,7 @@ import venv
 import nbformat
 import pytest
 
-from helpers import setup
-from helpers.article import ROOT
+from helpers import ROOT, setup
 from helpers.errors import PackagesError
 from tools import badges
 
