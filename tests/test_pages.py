@@ -9,8 +9,7 @@ from threading import Thread
 import pytest
 import yaml
 
-from helpers.article import ROOT
-from tools import check, links, picture, platforms, replica
+from tools import ROOT, check, links, picture, platforms, replica
 
 PAGES = links.files(links.PAGES)
 DOCS = sorted((ROOT / "docs").glob("*.md"))
