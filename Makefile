@@ -1,25 +1,42 @@
 # make run    execute all notebooks and print the comparison   (TIER=embedded|hub|synthetic make run chooses the models)
 # make test   run every test, and every notebook as a test
 # make lab    open JupyterLab on the notebooks
-# make data   build the small models in data/ again from their seed
-# make badges REPOSITORY=owner/name   write the course's address on GitHub into badges, links and set-up cells
-# make replica LIST=freeze.txt [PYTHON_VERSION=3.13]   run every notebook in an environment built from a platform's pip freeze
-# make t4     compile, without a GPU, what the course would compile on a T4   (T4_PYTHON=environment/bin/python with CUDA's torch)
-# make gpu    on a machine with a CUDA GPU: all tests that need one, and a run of the four steps to contribute   (WHEELS=folder: offline)
-# make static look up every call of torch and transformers in the installed versions
 # make clean  delete .venv (your results stay)
+#
+# For those who work on the course (CONTRIBUTING.md):
+# make check      lint, layout, saved outputs, badges: fit to commit?        make format mends what can be mended
+# make test-fast  the tests that take a few minutes together                 (make test runs all)
+# make notebooks  every notebook as a test, on the embedded models
+# make links      ask every address that a page names; needs the network
+# make badges     write the course's address on GitHub, that of origin, into badges, links and set-up cells   (REPOSITORY=owner/name for another)
+# make platforms  fetch today's package lists of Colab and Kaggle into platforms/   (PLATFORM=colab for one)
+# make replica LIST=platforms/colab.txt [PYTHON_VERSION=3.13]   run every notebook in an environment built from a platform's pip freeze
+# make t4         compile, without a GPU, what the course would compile on a T4   (T4_PYTHON=environment/bin/python with CUDA's torch)
+# make gpu        on a machine with a CUDA GPU: all tests that need one, and a run of the four steps to contribute   (WHEELS=folder: offline)
+# make static     look up every call of torch and transformers in the installed versions
+# make data       build the small models in data/ again from their seed
+# make picture    draw the README's picture again from its recorded rows
+# Without make (Windows): docs/windows.md
 
 PYTHON ?= python3
 BIN := .venv/bin
+CHECK ?= .venv/check
+SLOW := article_stack data_build hub quantise serving tools_gpu
 
-.PHONY: run test lab data badges replica t4 gpu static clean
+.PHONY: run test test-fast notebooks lab data picture badges check format links platforms replica t4 gpu static clean
 
 run: .venv/ready
-	@$(BIN)/python -m helpers.run
+	@$(BIN)/python -m tools.run
 
 # OMP_WAIT_POLICY: where other programs compute too, threads that wait give their core away; without it a test can take ten times as long
 test: .venv/tools
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks tests
+
+test-fast: .venv/tools
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q $(SLOW:%=--ignore=tests/test_%.py) tests
+
+notebooks: .venv/tools
+	@OMP_WAIT_POLICY=PASSIVE TIER=embedded RESULTS_DIR="$$(mktemp -d)" $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks
 
 lab: .venv/lab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -27,11 +44,26 @@ lab: .venv/lab
 data: .venv/ready
 	@$(BIN)/python -m data.build
 
-badges: .venv/ready
-	@$(BIN)/python -m helpers.badges "$(REPOSITORY)"
+picture: .venv/ready
+	@$(BIN)/python -m tools.picture
+
+badges: $(CHECK)/ready
+	@$(CHECK)/bin/python -m tools.badges $(REPOSITORY)
+
+check: $(CHECK)/ready
+	@$(CHECK)/bin/python -m tools.check
+
+format: $(CHECK)/ready
+	@$(CHECK)/bin/python -m tools.check --fix
+
+links: $(CHECK)/ready
+	@$(CHECK)/bin/python -m tools.links
+
+platforms: $(CHECK)/ready
+	@$(CHECK)/bin/python -m tools.platforms $(PLATFORM)
 
 replica: .venv/tools
-	@$(BIN)/python tests/replica.py $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION)) $(if $(FOLDER),--folder $(FOLDER))
+	@$(BIN)/python -m tools.replica $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION)) $(if $(FOLDER),--folder $(FOLDER))
 
 t4: .venv/tools
 	@$(BIN)/python -m tools.t4 $(if $(T4_PYTHON),--python $(T4_PYTHON)) $(if $(CAPABILITY),--capability $(CAPABILITY))
@@ -58,6 +90,12 @@ static: .venv/ready
 .venv/lab: requirements/lab.txt .venv/ready
 	@echo "Adding JupyterLab (once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lab.txt
+	@touch $@
+
+# An environment of its own, without torch: a check answers within seconds.
+$(CHECK)/ready: requirements/check.txt
+	@$(PYTHON) -m venv $(CHECK)
+	@$(CHECK)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/check.txt
 	@touch $@
 
 clean:

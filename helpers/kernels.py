@@ -8,14 +8,13 @@ exllama_v2  compiled once on a machine, 26 s for a T4 on two cores; dequantises 
 triton      nothing to compile beforehand; dequantises, then multiplies
 torch       the same in plain PyTorch
 
-Marlin is taken only where somebody asks for it. On a CPU gptqmodel's own choice (TorchAtenLinear) is right.
+Marlin is taken only where somebody asks for it. On a CPU gptqmodel's own choice (TorchAtenLinear) is right. First used in notebook 03.
 """
 
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import weakref
@@ -23,15 +22,14 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from helpers import machine
-from helpers.article import ROOT
+from helpers import machine, process
 from helpers.errors import DeviceError
+from helpers.models import files
 
 ORDER = ("exllama_v2", "triton", "torch")  # on a GPU: the fastest first
 NAMES = {"exllama_v2": "ExLlamaV2", "triton": "Triton", "torch": "plain PyTorch", "marlin": "Marlin", "torch_aten": "ATen's CPU kernel"}
 COMPILED = {"exllama_v2": ("exllamav2", "half a minute to a minute on two cores"), "marlin": ("marlin_fp16", "ten minutes or more on two cores")}
 MARLIN_CAPABILITY = (8, 0)
-MARK = "kernel: "  # begins the line that ``prepare`` reads
 _failed = {}  # kernel: why it could not be made ready in this process; the library does not try again either
 _used = weakref.WeakKeyDictionary()  # model: sentence on the kernel that it was loaded with
 
@@ -73,15 +71,9 @@ def library():
     It sets PYTORCH_ALLOC_CONF at import (gptqmodel/models/auto.py), which would give the GPTQ steps another allocator than the steps that
     they are compared with.
     """
-    ours = "gptqmodel" not in sys.modules and "PYTORCH_ALLOC_CONF" not in os.environ
-    if ours:
-        os.environ["PYTORCH_ALLOC_CONF"] = "backend:native"  # torch's default, in words; torch reads it at its first CUDA call
-    try:
-        with machine.quiet():
-            import gptqmodel
-    finally:
-        if ours:
-            del os.environ["PYTORCH_ALLOC_CONF"]
+    settings = "backend:native"  # torch's default, in words; torch reads it at its first CUDA call
+    with machine.variable("PYTORCH_ALLOC_CONF", settings, when="gptqmodel" not in sys.modules), machine.quiet():
+        import gptqmodel
     return gptqmodel
 
 
@@ -187,7 +179,7 @@ def make_ready(kernel):
 
     _bring_kept(extension)
     try:
-        with machine.waiting(f"Compiling the GPU kernel {NAMES[kernel]}, once on this machine, usually {usually}"), machine.quiet(keep_stderr=True):
+        with machine.quiet(keep_stderr=True, show=f"Compiling the GPU kernel {NAMES[kernel]}, once on this machine, usually {usually}"):
             extensions.load(name=extension)
     except Exception as error:  # whatever a build can raise: the next kernel takes over
         _failed[kernel] = f"its compilation failed ({_what_failed(str(error))})"
@@ -235,10 +227,8 @@ def _copy(source, target):
     for path in sorted(source.glob("*/*.so")) + sorted(source.glob("*/*.pyd")):
         copy = target / path.relative_to(source)
         if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            part = copy.with_name(f"{copy.name}.{os.getpid()}.partial")
-            shutil.copyfile(path, part)
-            os.replace(part, copy)
+            with files.whole(copy) as part:
+                shutil.copyfile(path, part)
 
 
 def remember(model, found):
@@ -264,17 +254,12 @@ def prepare(step, device):
 
 @lru_cache(maxsize=16)
 def _prepare(settings, device, asked):
-    command = [sys.executable, "-m", "helpers.kernels", settings, device, asked]
+    job = {"settings": json.loads(settings), "device": device, "asked": asked}
     with machine.waiting("Making the GPU kernel for GPTQ ready; where it has to be compiled, half a minute to a minute, once on this machine"):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    for line in done.stdout.splitlines():
-        if line.startswith(MARK):
-            reply = json.loads(line.removeprefix(MARK))
-            if "problem" in reply:
-                raise DeviceError(reply["problem"])
-            return Plan(**reply)
-    said = (done.stderr.strip() or "it said nothing").splitlines()[-1]
-    raise DeviceError(f"The kernel for GPTQ could not be made ready: its process failed ({said}). Run the cell again, or set TIER=embedded.")
+        try:
+            return Plan(**process.call("helpers.kernels.plan_and_ready", job))
+        except process.ProcessError as error:
+            raise DeviceError(f"The kernel for GPTQ could not be made ready: its process failed ({error}) Or set TIER=embedded.") from None
 
 
 def ready(found, say=print):
@@ -296,19 +281,8 @@ def pin(kernel):
             del choices[backend]
 
 
-def main(settings, device, asked):
-    """The process of ``prepare``: print the Plan, or the problem, as one line of JSON."""
-    import contextlib
-
+def plan_and_ready(job):
+    """The work of ``prepare``'s process: return the Plan (a dict) for ``job``, its first kernel made ready."""
     import torch
 
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            reply = asdict(ready(plan(json.loads(settings), torch.cuda.get_device_capability(device), asked)))
-        except DeviceError as error:
-            reply = {"problem": str(error)}
-    print(f"{MARK}{json.dumps(reply)}", flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return asdict(ready(plan(job["settings"], torch.cuda.get_device_capability(job["device"]), job["asked"])))

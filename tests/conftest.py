@@ -8,7 +8,9 @@ os.environ["RESULTS_DIR"] = RESULTS = tempfile.mkdtemp(prefix="results-")
 
 import pytest  # noqa: E402
 
-from helpers import ledger, loading, run, steps  # noqa: E402
+from helpers import ledger, loading
+from helpers.models import choose
+from tools import run
 
 
 def pytest_configure(config):
@@ -29,6 +31,6 @@ def models():
     """{step number: (step, model, tokenizer)}, freshly loaded: no call of ``generate`` has touched the layers yet."""
     loaded = {}
     for number in (1, 2, 3, 4):
-        step = steps.get_step(number)
+        step = choose.get_step(number)
         loaded[number] = (step, *loading.load(step))
     return loaded

@@ -9,9 +9,10 @@ import pytest
 import torch
 from support.mocked_cuda import PretendCuda, mock
 
-from helpers import article_stack, bandwidth, benchmark, checks, kernels, ledger, limits, loading, machine, memory, profiling, serving, steps, tiers, timing
-from helpers.article import ROOT
+from helpers import ROOT, benchmark, kernels, ledger, limits, loading, machine, process, timing
+from helpers.engines import old_stack, serving
 from helpers.errors import DeviceError, NotEnoughMemoryError
+from helpers.models import choose
 
 HELPERS = ROOT / "helpers"
 ON_GPU = re.compile(r"cuda|on_gpu|gpus\b|gpu\b")
@@ -45,41 +46,41 @@ def gpu(monkeypatch, models):
 
 def test_devices(gpu, monkeypatch):
     model, _ = gpu
-    assert tiers.get_device() == tiers.get_device(0) == tiers.get_device("cuda") == "cuda:0" and tiers.gpu_count() == 1
-    assert tiers.device_of(model) == tiers.device_name() == "Tesla T4"
+    assert machine.get_device() == machine.get_device(0) == machine.get_device("cuda") == "cuda:0" and machine.gpu_count() == 1
+    assert machine.device_of(model) == machine.device_name() == "Tesla T4"
     with pytest.raises(DeviceError, match="There is no device 'cuda:1' here: choose one of cpu, cuda:0"):
-        tiers.get_device(1)
+        machine.get_device(1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="this machine has no CUDA GPU"):
-        tiers.get_device("cuda:0")
+        machine.get_device("cuda:0")
 
 
 def test_a_gpu_that_is_too_old(gpu, monkeypatch):
     monkeypatch.setattr(machine, "unusable_gpu", lambda: "Tesla P100")
-    assert tiers.get_device() == "cpu" and tiers.gpu_count() == 0 and "Tesla P100" in tiers._why_not_hub.__wrapped__()
+    assert machine.get_device() == "cpu" and machine.gpu_count() == 0 and "Tesla P100" in choose._why_not_hub.__wrapped__()
     with pytest.raises(DeviceError, match="cannot use this GPU"):
-        tiers.get_device("cuda:0")
+        machine.get_device("cuda:0")
 
 
 def test_the_kernel_is_chosen_for_this_gpu(gpu, monkeypatch):
     monkeypatch.setattr(kernels, "missing_tools", lambda: [])
-    assert kernels.plan_for(steps.get_step(3), "cuda:0").kernel == "exllama_v2"
+    assert kernels.plan_for(choose.get_step(3), "cuda:0").kernel == "exllama_v2"
 
 
 def test_a_model_on_two_gpus_names_both(gpu, monkeypatch):
     model, _ = gpu
     mock(monkeypatch, count=2)
     monkeypatch.setattr(model, "hf_device_map", {"model.embed_tokens": 0, "lm_head": 1}, raising=False)
-    assert tiers.device_of(model) == "Tesla T4 + Tesla T4"
+    assert machine.device_of(model) == "Tesla T4 + Tesla T4"
 
 
 def test_memory(gpu):
-    assert memory.in_use("cuda:0") == 1000 and checks.free_memory("cuda:0") == 15_634_000_000
-    memory.free_caches()
+    assert machine.in_use("cuda:0") == 1000 and machine.free_memory("cuda:0") == 15_634_000_000
+    loading.free_caches()
     called = []
-    assert memory.peak("cuda:0", lambda: called.append(1)) == 2000 and called
+    assert machine.peak("cuda:0", lambda: called.append(1)) == 2000 and called
     with pytest.raises(NotEnoughMemoryError, match="needs about 21.6 GB on cuda:0 and 15.6 GB are free"):
-        checks.check_memory(20.8e9, "cuda:0")
+        choose.check_memory(20.8e9, "cuda:0")
 
 
 def test_out_of_memory_on_the_gpu(gpu, monkeypatch):
@@ -89,7 +90,7 @@ def test_out_of_memory_on_the_gpu(gpu, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(model, "generate", generate)
-    monkeypatch.setattr(memory, "hollow", lambda model: None)  # other tests need it
+    monkeypatch.setattr(timing, "hollow", lambda model: None)  # other tests need it
     with pytest.raises(NotEnoughMemoryError, match="The memory of cuda:0 ran out while generating: 2,147 MB more were needed"):
         timing.generate_once(model, tokenizer)
 
@@ -101,40 +102,43 @@ def test_timing_waits_for_the_gpu_and_reports_its_memory(gpu, monkeypatch):
     found = timing.measure(model, tokenizer, new_tokens=3, warmups=0, repeats=1)
     assert waits == 2 * [0, 0, 0]  # at the start, at the first token, at the end of both calls
     assert (found.peak_gpu_allocated, found.peak_gpu_reserved) == (2000, 3000)
-    row = ledger.make_row(steps.get_step(2), found, model)
+    row = ledger.make_row(choose.get_step(2), found, model)
     assert row["device"] == "Tesla T4" and row["peak_gpu_reserved_bytes"] == 3000
 
 
 def test_bandwidth(gpu, monkeypatch):
-    monkeypatch.setattr(bandwidth, "BUDGET", 0.01)
-    assert bandwidth.measure(size=2**22) > 0 and bandwidth.compute(dtype=torch.float32) > 0
+    monkeypatch.setattr(limits, "BUDGET", 0.01)
+    assert limits.bandwidth(size=2**22) > 0 and limits.flops(dtype=torch.float32) > 0
     with PretendCuda():
-        assert len(bandwidth._kernels(torch.ones(4096 * 4))) == 4  # float16 too
+        assert len(limits._kernels(torch.ones(4096 * 4))) == 4  # float16 too
 
 
 def test_profile(gpu, monkeypatch):
     model, tokenizer = gpu
-    monkeypatch.setattr(profiling, "STEPS", 1)
-    monkeypatch.setattr(profiling, "WARM", 1)
-    found = profiling.decode_step(model, timing.tokenise(model, tokenizer))
-    assert set(found) == set(profiling.KINDS) and found[profiling.KINDS[-1]] > 0
+    monkeypatch.setattr(timing, "PROFILED", 1)
+    monkeypatch.setattr(timing, "UNPROFILED", 1)
+    found = timing.decode_step(model, timing.tokenise(model, tokenizer))
+    assert set(found) == set(timing.KINDS) and found[timing.KINDS[-1]] > 0
 
 
 def test_this_machine_in_the_calculator(gpu, monkeypatch):
-    assert limits.this_machine(40e9, 1e12)["memory"] == pytest.approx(15.634)
+    monkeypatch.setattr(limits, "BUDGET", 0.01)
+    monkeypatch.setattr(limits, "flops", lambda device: 1e12)
+    here = limits.this_machine()
+    assert here["memory"] == pytest.approx(15.634) and here["device"] == "cuda:0" and here["bandwidth"] > 0 and here["tflops"] == 1
 
 
 def test_a_load_that_is_shared_and_a_load_that_is_not(gpu, monkeypatch):
-    assert "max_memory" not in loading.load_arguments(steps.get_step(2))
+    assert "max_memory" not in loading.load_arguments(choose.get_step(2))
     mock(monkeypatch, count=2, free=5_000_000)
-    monkeypatch.setattr(tiers, "OVERHEAD", 100)
-    assert loading.load_arguments(steps.get_step(2))["device_map"] == "sequential"
+    monkeypatch.setattr(choose, "OVERHEAD", 100)
+    assert loading.load_arguments(choose.get_step(2))["device_map"] == "sequential"
 
 
 def test_the_benchmark_makes_the_kernel_ready_first(gpu, monkeypatch):
     asked = []
     monkeypatch.setattr(kernels, "prepare", lambda step, device: asked.append((step.key, device)))
-    monkeypatch.setattr(benchmark.subprocess, "Popen", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(process.subprocess, "Popen", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     for key in (3, 2):
         with pytest.raises(KeyboardInterrupt):
             benchmark._in_a_process(benchmark.Job(key, "embedded"))
@@ -146,14 +150,14 @@ def test_the_servers_type(gpu, monkeypatch):
     monkeypatch.setattr(serving, "_start", lambda *arguments: started.append(arguments))
     monkeypatch.setattr(kernels, "prepare", lambda step, device: kernels.Plan(["triton"]))
     for key in (2, 3):
-        serving.transformers(steps.get_step(key))
+        serving.transformers(choose.get_step(key))
     assert [arguments[2][3] for arguments in started] == ["float16", "float16"]
 
 
 def test_the_old_stack_on_a_gpu(gpu, monkeypatch):
-    assert article_stack.too_new() == ""
+    assert old_stack.too_new() == ""
     mock(monkeypatch, (10, 0))
-    assert "compute capability 10.0" in article_stack.too_new()
+    assert "compute capability 10.0" in old_stack.too_new()
 
 
 def branches():

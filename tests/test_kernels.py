@@ -11,9 +11,10 @@ import pytest
 import torch
 from support.mocked_cuda import mock
 
-from helpers import checks, kernels, ledger, loading, serving, steps, tiers
-from helpers.article import ROOT
+from helpers import ROOT, kernels, ledger, loading, machine, process
+from helpers.engines import serving
 from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
+from helpers.models import catalogue, choose
 
 GPTQ = {"bits": 4, "group_size": 128, "desc_act": False, "sym": True, "quant_method": "gptq"}
 TOOLS = ("ninja", "nvcc (the CUDA compiler)", "a C++ compiler (g++)")
@@ -42,7 +43,7 @@ def gpu(monkeypatch):
     return make
 
 
-def choose(step, device="cuda:0"):
+def chosen_by_load(step, device="cuda:0"):
     """Load ``step`` as the course does, up to the place where weights would go to the GPU; return the layer class that the libraries chose."""
     from optimum.gptq import GPTQQuantizer
 
@@ -74,7 +75,7 @@ CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0)]
 @pytest.mark.parametrize("number", [3, 4])
 def test_no_gpu_gets_marlin_by_itself(gpu, capability, number):
     compiled = gpu(capability)
-    found = choose(steps.get_step(number))
+    found = chosen_by_load(choose.get_step(number))
     assert found.layer == "ExllamaV2Linear" and compiled == ["exllamav2"] and found.dtype == torch.float16
     assert found.plan.sentence == "ExLlamaV2"
 
@@ -96,7 +97,7 @@ def test_what_the_library_would_take_by_itself_is_marlin(gpu, monkeypatch):
 def test_without_a_tool_nothing_is_compiled_and_triton_takes_over(gpu, missing):
     compiled = gpu(missing=[missing])
     if not kernels._cannot_be_compiled("triton"):
-        found = choose(steps.get_step(3))
+        found = chosen_by_load(choose.get_step(3))
         assert found.layer == "TritonV2Linear" and not compiled
         assert found.plan.sentence == f"Triton (not ExLlamaV2, because it has to be compiled and {missing} cannot be found)"
 
@@ -104,7 +105,7 @@ def test_without_a_tool_nothing_is_compiled_and_triton_takes_over(gpu, missing):
 def test_without_triton_too_plain_torch_takes_over(gpu, monkeypatch):
     gpu(missing=TOOLS)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, find=__import__("importlib").util.find_spec: None if name == "triton" else find(name))
-    found = choose(steps.get_step(3))
+    found = chosen_by_load(choose.get_step(3))
     assert found.layer == "TorchLinear" and "not Triton, because the package triton is missing" in found.plan.sentence
 
 
@@ -145,7 +146,7 @@ def test_a_kernel_that_fails_while_loading_is_replaced(gpu, monkeypatch, capsys)
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(CheckpointError, match="cannot be loaded: the disk is broken"):
-        loading.load(steps.get_step(3))
+        loading.load(choose.get_step(3))
     assert tried == ["gptq_exllama_v2", "gptq_triton", "gptq_torch"]
     assert "ExLlamaV2 failed while small GPTQ was loaded (no kernel image is available)." in capsys.readouterr().out
 
@@ -161,7 +162,7 @@ def test_when_all_fail_one_sentence_names_them(gpu, monkeypatch):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_marlin_only_where_it_is_asked_for_and_can_be_compiled(gpu, capability):
     compiled = gpu(capability)
-    step = steps.get_step("gptq-marlin")
+    step = choose.get_step("gptq-marlin")
     if capability < (8, 0):
         with pytest.raises(DeviceError, match=r"Marlin cannot be used here: it cannot be compiled for compute capability 7.5; it needs 8.0"):
             loading.load(step)
@@ -173,19 +174,19 @@ def test_marlin_only_where_it_is_asked_for_and_can_be_compiled(gpu, capability):
 def test_a_kernel_that_was_asked_for_is_not_replaced(gpu):
     gpu(missing=["ninja"])
     with pytest.raises(DeviceError, match="ExLlamaV2 cannot be used here: it has to be compiled and ninja cannot be found"):
-        loading.load(steps.get_step("gptq-exllama_v2"))
+        loading.load(choose.get_step("gptq-exllama_v2"))
 
 
 @pytest.mark.parametrize("name", ["gptq-exllama_v2", "gptq-triton", "gptq-marlin"])
 def test_kernels_of_gpus_on_a_cpu(name):
     with pytest.raises(DeviceError, match="is a kernel for CUDA GPUs"):
-        kernels.plan_for(steps.get_step(name), "cpu")
+        kernels.plan_for(choose.get_step(name), "cpu")
 
 
 def test_atens_kernel_on_a_gpu(gpu):
     gpu()
     with pytest.raises(DeviceError, match="ATen's CPU kernel cannot be used here: it is a kernel for CPUs"):
-        kernels.plan_for(steps.get_step("gptq-torch_aten"), "cuda:0")
+        kernels.plan_for(choose.get_step("gptq-torch_aten"), "cuda:0")
 
 
 @pytest.mark.parametrize(
@@ -208,31 +209,31 @@ def test_a_layout_that_nothing_reads(gpu):
 def test_two_gpus_share_what_one_cannot_hold(gpu, monkeypatch):
     """As on Kaggle: the scratch space of each GPU is left free too."""
     gpu(free=5_000_000, count=2)
-    monkeypatch.setattr(tiers, "OVERHEAD", 1e6)
-    monkeypatch.setattr(type(steps.LLAMA_2["7B"]), "exllama_bytes", property(lambda self: 1_000_000))
-    monkeypatch.setattr("helpers.memory.in_use", lambda device: 0)
-    found = choose(steps.get_step(3), device=None)
+    monkeypatch.setattr(choose, "OVERHEAD", 1e6)
+    monkeypatch.setattr(type(catalogue.LLAMA_2["7B"]), "exllama_bytes", property(lambda self: 1_000_000))
+    monkeypatch.setattr("helpers.machine.in_use", lambda device: 0)
+    found = chosen_by_load(choose.get_step(3), device=None)
     assert found.device_map == "sequential" and found.layer == "ExllamaV2Linear"
-    assert loading.load_arguments(steps.get_step(3))["max_memory"] == {0: 3_000_000, 1: 3_000_000}
+    assert loading.load_arguments(choose.get_step(3))["max_memory"] == {0: 3_000_000, 1: 3_000_000}
 
 
 def test_the_oldest_of_several_gpus_decides(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {"cuda:0": (8, 6), "cuda:1": (7, 5)}[device])
     with pytest.raises(DeviceError, match="7.5"):
-        kernels.plan_for(steps.get_step("gptq-marlin"), ["cuda:0", "cuda:1"])
+        kernels.plan_for(choose.get_step("gptq-marlin"), ["cuda:0", "cuda:1"])
 
 
 def test_bfloat16_activations_keep_the_kernel(gpu):
     from dataclasses import replace
 
     gpu((8, 0))
-    found = choose(replace(steps.get_step(3), dtype="bfloat16"))
+    found = chosen_by_load(replace(choose.get_step(3), dtype="bfloat16"))
     assert found.dtype == torch.bfloat16 and found.layer == "ExllamaV2Linear"
 
 
 def test_what_show_call_prints_is_the_call(gpu, capsys):
     gpu()
-    loading.show_call(steps.get_step(3))
+    loading.show_call(choose.get_step(3))
     assert "quantization_config=GPTQConfig(bits=4, backend='gptq_exllama_v2')," in capsys.readouterr().out
 
 
@@ -257,11 +258,11 @@ print(hf_select_quant_linear_v2(4, 128, False, True, "gptq", "gptq", pack=False,
 
 def test_the_server_is_started_with_the_kernel_that_was_made_ready(monkeypatch, capsys):
     started = {}
-    monkeypatch.setattr(tiers, "get_device", lambda device=None: "cuda:0")
+    monkeypatch.setattr(machine, "get_device", lambda device=None: "cuda:0")
     monkeypatch.setattr(kernels, "prepare", lambda step, device: kernels.Plan(["triton"], {"exllama_v2": "nvcc cannot be found"}))
     monkeypatch.setattr(serving, "_start", lambda *arguments: started.update(variables=arguments[-1]))
     try:
-        serving.transformers(steps.get_step(3))
+        serving.transformers(choose.get_step(3))
     except serving.ServerError as error:
         pytest.skip(str(error))
     assert started["variables"] == {serving.KERNEL: "triton"}
@@ -272,15 +273,11 @@ def test_a_plan_from_another_process(monkeypatch):
     """``prepare`` asks a process, whose reply it keeps; the problem that it found becomes ours."""
     kernels._prepare.cache_clear()
     with pytest.raises(DeviceError, match="its process failed"):  # this machine has no GPU to ask
-        kernels.prepare(steps.get_step(3), "cuda:7")
-    reply = SimpleNamespace(stdout='noise\nkernel: {"kernels": ["torch"], "left_out": {"triton": "x"}}\n', stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: reply)
-    assert kernels.prepare(steps.get_step(3), "cuda:0") == kernels.Plan(["torch"], {"triton": "x"})
-    reply.stdout = 'kernel: {"problem": "Marlin cannot be used here."}\n'
-    assert kernels.prepare(steps.get_step(3), "cuda:0").kernel == "torch"  # the reply was kept
-    kernels._prepare.cache_clear()
-    with pytest.raises(DeviceError, match="Marlin cannot be used here."):
-        kernels.prepare(steps.get_step(3), "cuda:0")
+        kernels.prepare(choose.get_step(3), "cuda:7")
+    replies = [{"kernels": ["torch"], "left_out": {"triton": "x"}}]
+    monkeypatch.setattr(process, "call", lambda *_: replies.pop())
+    assert kernels.prepare(choose.get_step(3), "cuda:0") == kernels.Plan(["torch"], {"triton": "x"})
+    assert kernels.prepare(choose.get_step(3), "cuda:0").kernel == "torch"  # the reply was kept
     kernels._prepare.cache_clear()
 
 
@@ -343,7 +340,7 @@ def test_out_of_memory_inside_a_conversion(monkeypatch):
     monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", quantise)
     for key in (1, "nf4"):
         with pytest.raises(NotEnoughMemoryError, match="ran out while loading: 90 MB more were needed"):
-            loading.load(steps.get_step(key))
+            loading.load(choose.get_step(key))
 
 
 def test_another_error_inside_a_conversion_is_named(monkeypatch):
@@ -354,7 +351,7 @@ def test_another_error_inside_a_conversion_is_named(monkeypatch):
 
     monkeypatch.setattr(bitsandbytes.functional, "int8_vectorwise_quant", quantise)
     with pytest.raises(CheckpointError, match="cannot be loaded: (ValueError: )?blocksize 7 is not known"):
-        loading.load(steps.get_step(1))
+        loading.load(choose.get_step(1))
 
 
 @pytest.mark.parametrize("key", [1, "nf4"])
@@ -366,27 +363,27 @@ def test_what_is_quantised_on_arrival_is_read_one_after_the_other(monkeypatch, k
         raise AssertionError("read in several threads")
 
     monkeypatch.setattr(core_model_loading, "ThreadPoolExecutor", pool)
-    loading.load(steps.get_step(key))
+    loading.load(choose.get_step(key))
     assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
 
 
 def test_scratch_space_counts_where_gptq_runs_on_a_gpu(gpu):
     """ExLlamaV2's own figures: 812 MB for a 7B, 1,048 MB for a 13B."""
-    seven, thirteen = steps.LLAMA_2["7B"], steps.LLAMA_2["13B"]
+    seven, thirteen = catalogue.LLAMA_2["7B"], catalogue.LLAMA_2["13B"]
     assert (round(seven.exllama_bytes / 1e6), round(thirteen.exllama_bytes / 1e6)) == (812, 1048)
-    assert tiers.beside_weights(seven, "gptq") - tiers.beside_weights(seven, "bf16") == seven.exllama_bytes
-    gpu(free=int(3.9e6 + tiers.OVERHEAD))  # room for the weights and the overhead, not for the scratch space
+    assert choose.beside_weights(seven, "gptq") - choose.beside_weights(seven, "bf16") == seven.exllama_bytes
+    gpu(free=int(3.9e6 + choose.OVERHEAD))  # room for the weights and the overhead, not for the scratch space
     with pytest.raises(NotEnoughMemoryError):
-        checks.check_step(steps.get_step(3), "cuda:0")
-    gpu(free=int(3.9e6 + tiers.OVERHEAD + steps.get_step(3).shape.exllama_bytes))
-    checks.check_step(steps.get_step(3), "cuda:0")
+        choose.check_step(choose.get_step(3), "cuda:0")
+    gpu(free=int(3.9e6 + choose.OVERHEAD + choose.get_step(3).shape.exllama_bytes))
+    choose.check_step(choose.get_step(3), "cuda:0")
 
 
 def test_the_scratch_space_is_the_librarys():
     kernels.library()
     from gptqmodel.nn_modules.qlinear.exllamav2 import ExllamaV2Linear
 
-    shape = steps.LLAMA_2["7B"]
+    shape = catalogue.LLAMA_2["7B"]
     sizes = [ExllamaV2Linear.scratch_space_fixed(SimpleNamespace(
         temp_dq_size=lambda n=n, m=m: n * m * 2 + 128, temp_fwd_size=lambda length, batch, m=m: m * length * batch * 4 + 128)) for n, m in shape.linears()]  # fmt: skip
     assert shape.exllama_bytes == max(sizes)

@@ -6,8 +6,8 @@ import statistics
 import nbformat
 import pytest
 
-from helpers import badges
-from helpers.article import ROOT
+from helpers import ROOT
+from tools import badges
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -41,7 +41,7 @@ def test_first_look(path):
     assert "After this notebook you can" in first and re.search(r"it needs|It needs", first)
     assert re.search(r"\d+ (seconds|minutes)|half a minute|few seconds", first) and re.search(r"\d GB|no model", first)
     setup = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    assert setup == badges.setup_cell(badges.REPOSITORY) and len(setup.splitlines()) <= 5
+    assert setup == badges.setup_cell(badges.REPOSITORY) and len(setup.splitlines()) <= 10
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
@@ -52,11 +52,3 @@ def test_every_picture_has_a_text(path):
             assert not re.search(r"!\[\s*\]\(", cell.source) and "<img" not in cell.source
         else:
             assert "plt." not in cell.source and ("plots.figure(" not in cell.source or "plots.show(" in cell.source)
-
-
-@pytest.mark.parametrize("path", [*PATHS, ROOT / "README.md", ROOT / "data" / "README.md"], ids=lambda p: p.stem)
-def test_links_lead_somewhere(path):
-    text = path.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        if not target.startswith("http"):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"

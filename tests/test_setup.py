@@ -9,9 +9,9 @@ import venv
 import nbformat
 import pytest
 
-from helpers import badges, setup
-from helpers.article import ROOT
+from helpers import ROOT, setup
 from helpers.errors import PackagesError
+from tools import badges
 
 
 def run_cell(source, folder, **variables):
@@ -35,14 +35,23 @@ def remote(tmp_path_factory):
     return {"GIT_CONFIG_GLOBAL": str(folder / "gitconfig")}
 
 
-def test_alone_without_an_address_is_one_sentence(tmp_path):
-    done = run_cell(badges.setup_cell(badges.UNSET), tmp_path)
+def test_alone_without_an_address_it_asks_for_one(tmp_path):
+    """In Colab the first line is a form field; elsewhere the sentence says where to write the address."""
+    cell = badges.setup_cell(badges.UNSET)
+    assert cell.splitlines()[0] == 'REPOSITORY = ""  # @param {type:"string"}' and "@param" not in badges.setup_cell("someone/course")
+    done = run_cell(cell, tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "opened alone" in done.stderr and "make badges REPOSITORY=owner/name" in done.stderr
+    assert "opened alone" in done.stderr and "field REPOSITORY" in done.stderr and "between the quotes" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
-def test_alone_it_fetches_the_course_once(tmp_path, remote):
-    cell = badges.setup_cell("someone/course")
+PASTED = "someone/course", " https://github.com/someone/course/ ", "https://github.com/someone/course/tree/main/notebooks", "git@github.com:someone/course"
+
+
+@pytest.mark.parametrize("pasted", ["", *PASTED])
+def test_alone_it_fetches_the_course_once(tmp_path, remote, pasted):
+    """pasted: what a reader writes into the field; without it, the address is set."""
+    cell = badges.setup_cell(badges.UNSET if pasted else "someone/course").replace('REPOSITORY = ""', f"REPOSITORY = {pasted!r}")
     for _ in range(2):
         done = run_cell(cell + "\nprint(setup.__file__)", tmp_path, **remote)
         assert done.returncode == 0, done.stderr
@@ -150,19 +159,19 @@ def test_kaggle_downloads_go_where_there_is_room(monkeypatch, tmp_path):
 @pytest.fixture
 def copy(tmp_path):
     """A copy of what make badges rewrites."""
-    for folder in ("helpers", "notebooks"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    shutil.copy(ROOT / "README.md", tmp_path)
+    for path in badges.written(badges.REPOSITORY):
+        (tmp_path / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
     return tmp_path
 
 
 def files(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.suffix in (".ipynb", ".md", ".py")}
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and ".git" not in p.relative_to(folder).parts}
 
 
 def test_badges_as_committed(copy, capsys):
     before = files(copy)
-    assert badges.main(badges.REPOSITORY, copy) == 0
+    assert badges.main(badges.REPOSITORY, copy) == 0 and badges.stale() == []
     assert files(copy) == before
 
 
@@ -171,13 +180,13 @@ def test_badges_for_another_address_and_back(copy, capsys):
     assert badges.main("someone/course", copy) == 0
     after = files(copy)
     assert badges.main("someone/course", copy) == 0 and files(copy) == after
-    assert not any(b"OWNER/NAME" in text for path, text in after.items() if path.suffix != ".py")
+    assert not any(f"{site}/{badges.UNSET}".encode() in text for text in after.values() for site in ("github.com", "github", "codespaces.new"))
     for path in sorted((copy / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         assert f"colab.research.google.com/github/someone/course/blob/main/notebooks/{path.name}" in notebook.cells[0].source
         assert f"kaggle.com/kernels/welcome?src=https://github.com/someone/course/blob/main/notebooks/{path.name}" in notebook.cells[0].source
         code = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
-        assert code == badges.setup_cell("someone/course") and "github.com/someone/course" in code
+        assert code == badges.setup_cell("someone/course") and code.startswith('REPOSITORY = "someone/course"\n')
     assert badges.main(badges.REPOSITORY, copy) == 0 and files(copy) == before
 
 
@@ -185,3 +194,37 @@ def test_badges_for_nonsense(copy, capsys):
     before = files(copy)
     assert badges.main("https://github.com/a/b", copy) == 2 and "make badges REPOSITORY=owner/name" in capsys.readouterr().err
     assert files(copy) == before
+
+
+def test_badges_that_are_out_of_date_are_named(copy):
+    notebook = copy / "notebooks" / "03_gptq_7b.ipynb"
+    notebook.write_text(notebook.read_text(encoding="utf-8").replace("set-up, the same in every", "mine, unlike every"), encoding="utf-8")
+    assert badges.stale(copy) == [notebook]
+
+
+def git_origin(folder, url):
+    for command in (["init", "--quiet"], ["remote", "add", "origin", url]):
+        subprocess.run(["git", "-C", str(folder), *command], check=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://github.com/someone/course", "https://github.com/someone/course.git", "https://me:secret@github.com/someone/course.git/",
+     "git@github.com:someone/course.git", "ssh://git@github.com/someone/course.git", "ssh://git@ssh.github.com:443/someone/course"],
+)  # fmt: skip
+def test_badges_without_an_argument_take_the_address_of_origin(copy, capsys, monkeypatch, url):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    git_origin(copy, url)
+    assert badges.main("", copy) == 0 and "github.com/someone/course." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("url", ["https://gitlab.com/someone/course.git", "https://me:secret@github.com.example.org/a/b", "/home/me/course", None])
+def test_badges_without_an_address_on_github_are_one_sentence(copy, capsys, monkeypatch, url):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    before = files(copy)
+    if url:
+        git_origin(copy, url)
+    assert badges.main("", copy) == 2 and files(copy) == before
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "make badges REPOSITORY=owner/name" in said and "secret" not in said
+    assert ("GitHub only" if url else "no git remote called origin") in said

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from helpers import ledger, limits
+from helpers import ledger
 from tools import gpu
 
 
@@ -36,7 +36,7 @@ def test_the_folder_of_a_run(tmp_path, monkeypatch, capsys):
     everything = "".join(path.read_text() for path in folder.iterdir() if path.suffix != ".png")
     for private in (str(tmp_path), str(gpu.ROOT), __import__("socket").gethostname(), __import__("getpass").getuser() + "@"):
         assert private not in everything, private
-    assert set(rows[0]) >= set(limits.recorded_rows()[-1]) - {"recorded", "peak_rss_loading_bytes"}
+    assert set(rows[0]) >= set(ledger.recorded_rows()[-1]) - {"recorded", "peak_rss_loading_bytes"}
 
 
 def test_when_the_minutes_are_used_up_the_rest_is_named(tmp_path, monkeypatch):

@@ -1,0 +1,21 @@
+"""What writes, runs and checks the course: one program a question, each of them a make target too.
+
+run        execute the notebooks in order                                  make run
+badges     write what every notebook has in common                         make badges
+check      lint, formatting, saved outputs, badges: is it fit to commit?   make check
+links      does every link lead somewhere?                                 make links
+platforms  what do Colab and Kaggle have installed today?                  make platforms
+replica    do the notebooks run with these packages?                       make replica
+static     does every name exist that the course calls of its libraries?   make static
+t4         does what a T4 would compile compile?                           make t4
+gpu        what can only a machine with a CUDA GPU tell?                    make gpu
+picture    draw the README's picture from recorded rows                    make picture
+stopwatch  how long do the commands above take, and how much memory?
+
+The notebooks import ``helpers`` and never ``tools``. badges, check, links and platforms need no more than requirements/check.txt,
+so that they answer within seconds on a machine without torch.
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent

@@ -95,14 +95,15 @@ def record(folder, steps, end, device=None, **options):
 
     options: as for benchmark.run, in place of what fits ten minutes.
     """
-    from helpers import benchmark, breakdown, plots, results, tiers
+    from helpers import benchmark, machine, plots
+    from helpers.article import breakdown
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ledger.jsonl").unlink(missing_ok=True)  # of an earlier run
     os.environ["RESULTS_DIR"] = str(folder)
     os.environ.setdefault("SYNTHETIC_DIR", str(ROOT / "synthetic"))
     options = {"warmups": 2, "repeats": 5} | options
-    rows, left_out, compiled = [], {}, compile_times(tiers.get_device(device))
+    rows, left_out, compiled = [], {}, compile_times(machine.get_device(device))
     for key, size in steps:
         if time.monotonic() > end:
             left_out[f"{key}, {size}"] = "the minutes were used up"
@@ -118,7 +119,7 @@ def record(folder, steps, end, device=None, **options):
     (folder / "machine.json").write_text(json.dumps(about(compiled, left_out), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not rows:
         return True
-    table, memory = results.table(rows).to_string(), memory_table(rows).to_string()
+    table, memory = benchmark.table(rows).to_string(), memory_table(rows).to_string()
     kernel = "\n".join(dict.fromkeys(f"{row['title']}: {row['kernel']}" for row in rows if row["kernel"]))
     text = f"{plots.where(rows[0])}\n{table}\n\nGPTQ kernels\n{kernel}\n\nMemory, GB\n{memory}\n"
     (folder / "table.txt").write_text(text, encoding="utf-8")
@@ -165,12 +166,12 @@ def memory_table(rows):
     """A table (pandas.DataFrame), GB: what the fit table predicts for each of ``rows`` and the most that torch had reserved and allocated."""
     import pandas as pd
 
-    from helpers import synthetic, tiers
+    from helpers.models import choose, synthetic
 
     lines = {}
     for row in rows:
         shape = next((s for name, s in synthetic.SHAPES.items() if row["title"].split()[0] == name), None)
-        beside = tiers.beside_weights(shape, row["format"]) if shape else tiers.OVERHEAD
+        beside = choose.beside_weights(shape, row["format"]) if shape else choose.OVERHEAD
         most = [row[name] for name in ("peak_gpu_allocated_bytes", "peak_gpu_reserved_bytes")]
         figures = {"weights": row["weight_bytes"], "predicted": row["weight_bytes"] + beside, "allocated": most[0], "reserved": most[1]}
         lines[row["title"]] = {name: "-" if size is None else f"{size / 1e9:.2f}" for name, size in figures.items()}

@@ -1,0 +1,120 @@
+"""Where does the time go? Benchmark rows taken apart: first call and warm call, kinds of operation, and the change from step 1 to step 4.
+
+First used in notebook 06.
+"""
+
+from helpers import ledger, plots, timing
+from helpers.benchmark import by_step
+from helpers.plots import where
+from helpers.timing import seconds
+
+CHAIN = (  # (what changes, the step after it, which of its calls): one thing at a time from the article's step 1 to its step 4
+    ("start-up of step 1", "1", "warm_wall_s"),
+    ("without outlier decomposition", "int8-no-outliers", "warm_wall_s"),
+    ("16-bit product in place of the 8-bit kernel", "fp16", "warm_wall_s"),
+    ("bfloat16 in place of float16", "2", "warm_wall_s"),
+    ("back to float16", "fp16 again", "warm_wall_s"),
+    ("4 bits, plain kernel", "gptq-torch", "warm_wall_s"),
+    ("4 bits, Triton kernel", "gptq-triton", "warm_wall_s"),
+    ("4 bits, the kernel of step 3", "3", "warm_wall_s"),
+    ("larger model", "4", "warm_wall_s"),
+    ("start-up of step 4", "4", "wall_s"),
+)
+STYLES = {  # kind of operation: (colour, hatch)
+    "matrix products": ("#0072b2", ""), "quantise and dequantise": ("#e69f00", "///"), "conversion and copies": ("#56b4e9", "\\\\\\"),
+    "attention": ("#009e73", "xx"), "other operations": ("#cc79a7", ".."), "Python and launching": ("#bbbbbb", "--"),
+}  # fmt: skip
+
+
+def largest_recorded():
+    """Return the benchmark's rows of the recorded run with the largest model."""
+    recorded = [row for row in ledger.recorded_rows() if "run" in row]
+    name = max(recorded, key=lambda row: row["parameters"])["recorded"]
+    return [row for row in recorded if row["recorded"] == name]
+
+
+def operations_chart(rows, save_as=None):
+    """Draw the shares of the kinds of operation in one decode step, a bar for each step in ``rows``; return what ``plots.show`` returns."""
+    measured = by_step(rows)
+    if not measured:
+        print("No step was measured with the article's prompt, so there is nothing to draw.")
+        return None
+    first = next(iter(measured.values()))
+    title = f"One decode step by kind of operation (torch.profiler)\n{_two_lines(first)}"
+    figure, axes = plots.figure(title, "share of the step, %", "", size=(9, 1.6 + 0.42 * len(measured)))
+    texts = []
+    for place, row in enumerate(measured.values()):
+        total, left = sum(row["operations_s"].values()), 0
+        for kind in timing.KINDS:
+            share = 100 * row["operations_s"][kind] / total
+            colour, hatch = STYLES[kind]
+            axes.barh(place, share, left=left, color=colour, hatch=hatch, edgecolor="white", label=kind if place == 0 else None)
+            if share >= 8:
+                axes.text(left + share / 2, place, f"{share:.0f}", ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1})
+            left += share
+        texts.append(f"{row['title']}: " + ", ".join(f"{kind} {100 * row['operations_s'][kind] / total:.0f} %" for kind in timing.KINDS))
+    axes.set_yticks(range(len(measured)), [row["title"] for row in measured.values()])
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return plots.show(figure, f"{where(first)}. " + "; ".join(texts) + ".", save_as)
+
+
+def changes(rows):
+    """Return [(what changes, seconds before, seconds after)] from the first call of step 1 to the first call of step 4.
+
+    Each changes one thing and their differences add up to the whole. after is None where that step was not measured here: then the
+    next change includes it. A kernel that step 3 itself has is no change and is left out. [] without steps 1 and 4.
+    """
+    return changes_of(by_step(rows))
+
+
+def changes_of(found):
+    """As ``changes``, of rows by their step, see benchmark.by_step."""
+    if not {"1", "4"} <= set(found):
+        return []
+    back = "3" in found and found["3"]["dtype"] == "float16"  # on a GPU: GPTQ computes in float16, not in step 2's bfloat16
+    level, parts = found["1"]["wall_s"], []
+    for what, key, call in CHAIN:
+        if key == "fp16 again" and not back:
+            continue
+        row = found.get(key.removesuffix(" again"))
+        if key.startswith("gptq-") and row and "3" in found and row["layer_class"] == found["3"]["layer_class"]:
+            continue
+        parts.append((what, level, row[call] if row else None))
+        level = row[call] if row else level
+    return parts
+
+
+def waterfall_chart(rows, save_as=None):
+    """Draw ``changes`` as a waterfall, from step 1's first call down to step 4's; return what ``plots.show`` returns, None without the two steps."""
+    parts, found = changes(rows), by_step(rows)
+    if not parts:
+        print("Steps 1 and 4 are both needed for this chart.")
+        return None
+    first, last = found["1"], found["4"]
+    title = f"From {first['title']} to {last['title']}, first call of generate, {first['new_tokens']} new tokens\n{_two_lines(first)}"
+    figure, axes = plots.figure(title, "seconds", "", size=(9, 1.2 + 0.38 * (len(parts) + 2)))
+    highest = max(value for _, before, after in parts for value in (before, after or 0))
+    bars = [(f"{first['title']}, first call", 0, first["wall_s"], "total"), *((*part, "change") for part in parts)]
+    bars.append((f"{last['title']}, first call", 0, last["wall_s"], "total"))
+    texts = []
+    for place, (what, before, after, kind) in enumerate(bars):
+        if after is None:
+            side = "right" if before > highest / 2 else "left"  # where there is room for the words
+            axes.text(before, place, "  not measured here, in the next bar  ", ha=side, va="center", fontsize=8, style="italic")
+            texts.append(f"{what}: not measured here, part of the next")
+            continue
+        less = after < before
+        colour, hatch = ("#999999", "") if kind == "total" else ("#0072b2", "") if less else ("#e69f00", "///")
+        axes.barh(place, after - before, left=before, color=colour, hatch=hatch, edgecolor="white", height=0.7)
+        said = seconds(after) if kind == "total" else f"{'−' if less else '+'}{seconds(abs(after - before))}"
+        axes.text(max(before, after) + highest / 100, place, said, va="center", fontsize=8)
+        texts.append(f"{what}: {said}")
+    axes.set_yticks(range(len(bars)), [what for what, *_ in bars])
+    axes.set_xlim(0, highest * 1.15)
+    axes.invert_yaxis()
+    return plots.show(figure, f"{where(first)}. " + "; ".join(texts) + ".", save_as)
+
+
+def _two_lines(row):
+    return where(row).replace(", ", "\n", 1)

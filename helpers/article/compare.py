@@ -1,0 +1,160 @@
+"""What do the four steps show together? Relative changes as the article states them, conclusions in computed words, a report.
+
+First used in notebook 05.
+"""
+
+from helpers import plots
+from helpers.article import ARTICLE, article_rows
+from helpers.plots import comparison_table, label, source
+from helpers.timing import seconds
+
+QUANTITIES = {"cpu_total_s": "CPU total", "wall_s": "wall"}
+
+
+def change(before, after):
+    """Relative change from ``before`` to ``after`` in percent; negative means less."""
+    return 100 * (after - before) / before
+
+
+def relative_changes(rows):
+    """Return [(claim, change)], one for each change that the article states, computed from ``rows`` ({step: row}).
+
+    claim is the entry of ``data/article.json``; change is in the claim's unit (% or s), None if one of its two steps is not in rows.
+    """
+    changes = []
+    for claim in ARTICLE["claims"]:
+        before, after = (rows.get(claim[end], {}).get(claim["quantity"]) for end in ("from", "to"))
+        if before is None or after is None:
+            changes.append((claim, None))
+        else:
+            changes.append((claim, after - before if claim["unit"] == "s" else change(before, after)))
+    return changes
+
+
+def changes_table(rows):
+    """Return a table (pandas.DataFrame): what the article says, what its own figures give, what ``rows`` ({step: row}) give."""
+    import pandas as pd
+
+    def shown(value, unit):
+        return "not measured" if value is None else f"{value:+.2f} s" if unit == "s" else f"{value:+.0f} %"
+
+    lines = {
+        f"{QUANTITIES[claim['quantity']]}, step {claim['from']} to {claim['to']}" + (" (seconds)" if claim["unit"] == "s" else ""): {
+            "article says": shown(claim["stated"], claim["unit"]),
+            "from its table": shown(theirs, claim["unit"]),
+            "yours": shown(ours, claim["unit"]),
+        }
+        for (claim, theirs), (_, ours) in zip(relative_changes(article_rows()), relative_changes(rows))
+    }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("change")
+
+
+def completions_table(rows):
+    """Return a table (pandas.DataFrame) of the completions: the article's and those in ``rows`` ({step: row})."""
+    import pandas as pd
+
+    theirs = article_rows()
+    lines = {
+        f"step {n}": {"the article": repr(theirs[n]["completion"]), "yours": repr(rows[n]["completion"]) if n in rows else "not measured"}
+        for n in theirs
+    }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
+
+
+def conclusions(rows):
+    """Return what ``rows`` ({step: ledger row}) show, as sentences; each follows from the figures, none is written in advance."""
+    if not rows:
+        return ["Nothing was measured yet: run notebooks 01 to 04 first."]
+    missing = [str(n) for n in article_rows() if n not in rows]
+    said = [f"Not measured yet: step {', '.join(missing)}. Run its notebook first."] if missing else []
+    if 1 in rows and 4 in rows:
+        ours, theirs = change(rows[1]["wall_s"], rows[4]["wall_s"]), change(*(article_rows()[n]["wall_s"] for n in (1, 4)))
+        said.append(
+            f"First call, step 1 to step 4: {_more_or_less(ours, 'wall time')} here, {_more_or_less(theirs, 'wall time')} in the article."
+        )
+    warm = {n: r for n, r in rows.items() if r.get("warm_wall_s") and r.get("tpot_s")}
+    if warm:
+        ratios = [r["wall_s"] / r["warm_wall_s"] for r in warm.values()]
+        text = f"A first call took {min(ratios):.1f} to {max(ratios):.1f} times as long as a warm one"
+        visible = max(ratios) > 1.1
+        said.append(text + (": it measures start-up and decoding together." if visible else ": no start-up can be seen here."))
+    if 1 in warm and 4 in warm:
+        said.append(f"Warm call, step 1 to step 4: {_more_or_less(change(rows[1]['warm_wall_s'], rows[4]['warm_wall_s']), 'wall time')}.")
+    if 3 in warm and 4 in warm:
+        ratio = rows[4]["weight_bytes"] / rows[3]["weight_bytes"]
+        slower = change(rows[3]["tpot_s"], rows[4]["tpot_s"])
+        said.append(f"Step 3 to step 4, a larger model, both GPTQ: {ratio:.2f} times the bytes, {_more_or_less(slower, 'time a token')}.")
+    if len(warm) > 1:
+        fast, slow = (pick(warm, key=lambda n: warm[n]["tpot_s"]) for pick in (min, max))
+        said.append(
+            f"The shortest time a token has step {label(fast, rows)} ({seconds(warm[fast]['tpot_s'])}), the longest step {label(slow, rows)} "
+            f"({seconds(warm[slow]['tpot_s'])})."
+        )
+    if 2 in rows:
+        said += [_against_bf16(rows, n) for n in (1, 3) if n in rows]
+    tiers = {r["tier"] for r in rows.values()}
+    if "embedded" in tiers:
+        size = max(r["parameters"] for r in rows.values()) / 1e6
+        said.append(f"These models have at most {size:.1f} million parameters: the figures show how the formats behave, not how fast Llama-2 is.")
+    if "synthetic" in tiers:
+        said.append("The weights are random: the times are real, the texts have no sense.")
+    return said
+
+
+def report(rows):
+    """Return everything above as one Markdown text, with the place and the dates of the measurements."""
+    if not rows:
+        return "Nothing was measured yet.\n"
+    dates = sorted(r["date"] for r in rows.values())
+    return "\n\n".join([
+        f"# The four steps ({source(next(iter(rows.values())))})",
+        f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
+        markdown(comparison_table(rows)),
+        "## The article's changes",
+        markdown(changes_table(rows)),
+        "## Completions",
+        markdown(completions_table(rows)),
+        "## What your figures show",
+        "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
+    ]) + "\n"
+
+
+def _more_or_less(percent, what):
+    """A relative change in words; below 5 % it is within what repeated runs differ by."""
+    if abs(percent) < 5:
+        return f"about the same {what} ({percent:+.0f} %)"
+    return f"{abs(percent):.0f} % {'less' if percent < 0 else 'more'} {what}"
+
+
+def _against_bf16(rows, number):
+    """With which share of bf16's bytes step ``number`` runs, and whether it wrote the same text (where it is the same model)."""
+    ours, base = rows[number], rows[2]
+    share = f"Step {label(number, rows)} has {100 * ours['weight_bytes'] / base['weight_bytes']:.0f} % of the bytes of bf16"
+    if "chat" in ours["checkpoint"].lower():
+        return f"{share}; {ours['checkpoint']} is a chat model, so the texts can't be compared."
+    if ours["tier"] not in ("embedded", "hub"):
+        return f"{share}."
+    return f"{share} and writes {'the same' if ours['completion'] == base['completion'] else 'another'} text."
+
+
+def markdown(table):
+    """A DataFrame as a Markdown table, columns aligned for reading in a terminal. First used in notebook 09."""
+    cells = [[table.index.name, *table.columns], *([str(i), *map(str, r)] for i, r in zip(table.index, table.to_numpy()))]
+    cells = [[c.replace("|", "\\|") for c in line] for line in cells]
+    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def side_by_side_chart(rows, save_as=None):
+    """Draw the article's figures (left) and ``rows`` ({step: row}, right), each on its own scale. Returns what ``plots.show`` returns."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2), (article_rows(), rows)):
+        plots.bars(axes, part)
+        where = source(next(iter(part.values()))) if part else "nothing measured yet"
+        axes.set_title(where.replace(", ", "\n", 1), fontsize=10)
+    figure.suptitle("First call of generate, 15 new tokens")
+    text = f"Left, {plots.comparison_text(article_rows())}\nRight, {plots.comparison_text(rows)}"
+    return plots.show(figure, text, save_as)

@@ -1,0 +1,237 @@
+"""How fast does a server answer when many ask at once? An asynchronous client for any address with OpenAI's interface.
+
+Times are defined as in vLLM's ``benchmarks/lib/endpoint_request_func.py`` and ``benchmarks/serve.py`` (version 0.33.0,
+https://github.com/vllm-project/vllm): TTFT from sending a request to its first piece of text; ITL between two pieces; latency from sending to
+the last piece; TPOT is (latency - TTFT) / (tokens - 1); throughput is all new tokens by the time from the first request's start to the last
+one's end. Percentiles are numpy's, linear between neighbours. One thing differs: a piece without text (the last one, which only says why the
+answer ended) is not counted here. First used in notebook 14.
+"""
+
+import asyncio
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from urllib.parse import urlsplit
+
+from helpers import ROOT, machine
+from helpers.errors import CourseError
+from helpers.models import hub
+from helpers.timing import seconds
+
+TIMEOUT, LIMIT = 60, 20  # seconds: for one request; after which no further one is sent
+
+
+class EndpointError(CourseError, RuntimeError):
+    """An address where no request could be answered."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address with OpenAI's interface. url: up to and with ``/v1``. model: its name there; "" asks for the first one that it lists.
+
+    chat: talk to /chat/completions instead of /completions. key_variable: name of the environment variable with the key, which is never shown.
+    extra: more fields of each request, e.g. {"ignore_eos": True} for vLLM.
+    """
+
+    url: str
+    model: str = ""
+    chat: bool = False
+    key_variable: str = ""
+    extra: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished request; seconds.
+
+    start: after the run's start. itl: between the pieces. pieces: those with text. tokens: new ones, as the server counts them; if it does not,
+    the pieces (counted is False).
+    """
+
+    start: float
+    ttft: float
+    latency: float
+    itl: list
+    pieces: int
+    tokens: int
+    counted: bool
+    prompt_tokens: int | None
+    prompt: str
+    text: str
+
+    @property
+    def tpot(self):
+        """Mean seconds between two of its tokens; None if it has only one."""
+        return (self.latency - self.ttft) / (self.tokens - 1) if self.tokens > 1 else None
+
+
+@dataclass
+class Run:
+    """What ``measure`` found at one concurrency. problems: a sentence for each request that failed. cpu: seconds of processor time that this client took."""
+
+    concurrency: int
+    answers: list = field(default_factory=list)
+    problems: list = field(default_factory=list)
+    duration: float = 0.0
+    cpu: float = 0.0
+
+    @property
+    def throughput(self):
+        """New tokens a second, of all requests together."""
+        return sum(answer.tokens for answer in self.answers) / self.duration
+
+    @property
+    def rate(self):
+        """Finished requests a second."""
+        return len(self.answers) / self.duration
+
+    @property
+    def in_flight(self):
+        """Requests under way at a time, on average: all latencies together, by the duration."""
+        return sum(answer.latency for answer in self.answers) / self.duration
+
+    @property
+    def decoding(self):
+        """The most answers that were between their first and their last piece at the same time."""
+        spans = [(answer.start + answer.ttft, answer.start + answer.latency) for answer in self.answers]
+        return max((sum(first <= moment < last for first, last in spans) for moment, _ in spans), default=0)
+
+    @property
+    def bundled(self):
+        """Share of the pieces that came less than 0.2 ms after the one before: the server or the network had held them back."""
+        gaps = self.values("itl")
+        return sum(gap < 2e-4 for gap in gaps) / len(gaps) if gaps else 0.0
+
+    def values(self, quantity):
+        """All "ttft", "tpot", "itl" or "latency" in seconds: one for each answer that has it, of "itl" one for each gap."""
+        if quantity == "itl":
+            return [gap for answer in self.answers for gap in answer.itl]
+        return [value for answer in self.answers if (value := getattr(answer, quantity)) is not None]
+
+    def percentile(self, quantity, p):
+        """The ``p``-th percentile of ``values(quantity)``; None where there are none."""
+        import numpy as np
+
+        values = self.values(quantity)
+        return float(np.percentile(values, p)) if values else None
+
+    def row(self):
+        """The figures as a dict that JSON can hold; texts and prompts are left out."""
+        kept = [{k: v for k, v in asdict(answer).items() if k not in ("prompt", "text")} for answer in self.answers]
+        figures = {f"{q}_p{p}_s": self.percentile(q, p) for q in ("ttft", "tpot", "itl", "latency") for p in (50, 95)}
+        found = {"concurrency": self.concurrency, "requests": len(kept), "failed": len(self.problems), "problems": sorted(set(self.problems))}
+        found |= {"duration_s": self.duration, "client_cpu_s": self.cpu, "tokens_per_s": self.throughput}
+        found |= {"decoding": self.decoding, "bundled": self.bundled}
+        return found | figures | {"answers": kept}
+
+    def __str__(self):
+        names = {"TTFT": "ttft", "TPOT": "tpot", "latency": "latency"}
+        parts = [f"{name} {seconds(self.percentile(q, 50))} (p95 {seconds(self.percentile(q, 95))})" for name, q in names.items()]
+        line = f"{self.concurrency:2d} at once: {len(self.answers):2d} answers in {seconds(self.duration)}, {self.throughput:6,.0f} tokens/s; "
+        return line + ", ".join(parts) + (f"\n   {len(self.problems)} failed: {self.problems[0]}" if self.problems else "")
+
+
+def prompts(count, words=24):
+    """Return ``count`` different stretches of ``words`` words of the held-out text, so that no server can answer from an earlier prompt's cache."""
+    text = (ROOT / "data" / "text" / "heldout.txt").read_text(encoding="utf-8").split()
+    if count * words > len(text):
+        raise EndpointError(f"The held-out text has {len(text)} words: {count} prompts of {words} would begin to repeat.")
+    return [" ".join(text[n * words : (n + 1) * words]) for n in range(count)]
+
+
+async def measure(endpoint, prompts, concurrency, new_tokens, timeout=TIMEOUT, limit=LIMIT):
+    """Send ``prompts`` to ``endpoint``, always ``concurrency`` at a time, and return a Run; ``new_tokens`` are asked for, greedily.
+
+    timeout: seconds for one request. limit: seconds after which no further request is sent. After a failure other than a timeout none is sent
+    either. What was finished is kept; EndpointError is raised only if nothing was.
+    """
+    import openai
+
+    if urlsplit(endpoint.url).scheme not in ("http", "https"):
+        raise EndpointError(f"{endpoint.url!r} is no address: write it in full, for example http://127.0.0.1:8000/v1.")
+    key = os.environ.get(endpoint.key_variable, "") if endpoint.key_variable else ""
+    local = urlsplit(endpoint.url).hostname in ("127.0.0.1", "localhost", "::1")
+    # Between two programs of one machine: no proxy; and a connection for each request, because llama.cpp's server closes some that are kept.
+    http = openai.DefaultAsyncHttpxClient(trust_env=False, headers={"Connection": "close"}) if local else None
+    run, waiting, start, final = Run(concurrency), iter(prompts), time.perf_counter(), []
+
+    async def reader(client, model):
+        for prompt in waiting:
+            if final or time.perf_counter() - start > limit:
+                return
+            try:
+                async with asyncio.timeout(timeout):
+                    run.answers.append(await _ask(client, endpoint, model, prompt, new_tokens, start))
+            except Exception as error:
+                run.problems.append(_why(error, endpoint, timeout))
+                if not isinstance(error, (TimeoutError, openai.APITimeoutError, _Empty)):  # the next one would fail too
+                    final.append(error)
+
+    async with openai.AsyncOpenAI(base_url=endpoint.url, api_key=key or "none", max_retries=0, timeout=timeout, http_client=http) as client:
+        try:
+            model = endpoint.model or (await client.models.list()).data[0].id
+        except Exception as error:
+            raise EndpointError(_why(error, endpoint, timeout)) from None
+        start, worked = time.perf_counter(), sum(machine.cpu_times())
+        await asyncio.gather(*(reader(client, model) for _ in range(concurrency)))
+        run.duration, run.cpu = time.perf_counter() - start, sum(machine.cpu_times()) - worked
+    if run.problems and not run.answers:
+        raise EndpointError(run.problems[0])
+    return run
+
+
+async def _ask(client, endpoint, model, prompt, new_tokens, start):
+    """Stream one answer and return it."""
+    ask = client.chat.completions if endpoint.chat else client.completions
+    what = {"messages": [{"role": "user", "content": prompt}]} if endpoint.chat else {"prompt": prompt}
+    sent, stamps, texts, usage, ended = time.perf_counter(), [], [], None, False
+    stream = await ask.create(
+        model=model, max_tokens=new_tokens, temperature=0, stream=True, stream_options={"include_usage": True}, extra_body=endpoint.extra or None, **what
+    )
+    async for chunk in stream:
+        now, usage = time.perf_counter(), getattr(chunk, "usage", None) or usage
+        for choice in getattr(chunk, "choices", None) or []:
+            ended = ended or bool(choice.finish_reason)
+            text = getattr(choice.delta, "content", "") if endpoint.chat else getattr(choice, "text", "")
+            if text:
+                stamps.append(now)
+                texts.append(text)
+    if not stamps and ended:
+        raise _Empty
+    if not stamps:
+        raise ValueError("no text")
+    return Answer(
+        sent - start, stamps[0] - sent, stamps[-1] - sent, [b - a for a, b in zip(stamps, stamps[1:])], len(stamps),
+        usage.completion_tokens if usage else len(stamps), bool(usage), usage.prompt_tokens if usage else None, prompt, "".join(texts),
+    )
+
+
+class _Empty(Exception):
+    """An answer that ended before its first token."""
+
+
+def _why(error, endpoint, timeout):
+    """Say in a sentence what stopped a request."""
+    import openai
+
+    url, status, kinds, variable = endpoint.url, getattr(error, "status_code", None), hub.kinds(error), endpoint.key_variable
+    said = " ".join(str(getattr(error, "body", None) or getattr(error, "message", None) or error).split())[:200]
+    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+        return f"{url} did not finish an answer within {timeout:g} s: give it more time, ask for fewer tokens, or ask less at once."
+    if isinstance(error, _Empty):
+        return f"{url} ended an answer before its first word: the model had nothing to add; take other prompts, or forbid the end (extra)."
+    if status in (401, 403):
+        has = f"the key in {variable} was refused" if variable and os.environ.get(variable) else f"{variable} is empty" if variable else "none was given"
+        return f"{url} asks for a key, and {has} (HTTP {status}): put a valid one into an environment variable and name it as key_variable."
+    if status in (404, 405):
+        what = f"{'/chat' * endpoint.chat}/completions or the model {endpoint.model!r} (HTTP {status})"
+        return f"{url} does not know {what}: check the address (it usually ends in /v1) and the model, or try chat={not endpoint.chat}."
+    if status:
+        return f"{url} refused the request (HTTP {status}): {said}."
+    if "ConnectError" in kinds:
+        return f"Nobody answers at {url}: start the server, or check address and port."
+    if kinds & {"APIConnectionError", "RemoteProtocolError", "ReadError"}:
+        return f"{url} broke off in the middle: the server has died or was stopped; start it again."
+    if isinstance(error, openai.APIError):
+        return f"{url} reported an error in its answer: {said}."
+    return f"{url} answered, but not as OpenAI's interface would ({type(error).__name__}): check that a model server has this address, and name the model."

@@ -1,0 +1,310 @@
+"""How does a checkpoint become a GGUF file, what is in one, and how does llama.cpp run it?
+
+GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's format: one file with the sizes, the tokeniser and the
+weights. The package ``gguf`` writes it; the blocks of integers are computed by llama.cpp's own ``ggml_quantize_chunk``, which the wheels of
+xllamacpp for Linux and macOS export (the one for Windows does not: take a ready file there). Which tensor gets which type is llama.cpp's
+rule (src/llama-quant.cpp, ``llama_tensor_get_type``), for Llama's architecture. The same wheel runs it within this process. First used in
+notebook 11.
+"""
+
+import ctypes
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from urllib.request import ProxyHandler, Request, build_opener
+
+from helpers import setup
+from helpers.errors import CheckpointError, PromptError, UnknownFormatError
+from helpers.models import files, hub
+from helpers.models.catalogue import LINEARS, Shape, read_json
+
+TYPES = {  # name: (matrices, output head, a share of attn_v and ffn_down); norms stay float32
+    "F32": ("F32", "F32", "F32"),
+    "F16": ("F16", "F16", "F16"),
+    "BF16": ("BF16", "BF16", "BF16"),
+    "Q8_0": ("Q8_0", "Q8_0", "Q8_0"),
+    "Q4_0": ("Q4_0", "Q6_K", "Q4_0"),
+    "Q4_K_M": ("Q4_K", "Q6_K", "Q6_K"),
+}
+FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that are no multiple of 256, the block of the K types
+READY = {"7B": "TheBloke/Llama-2-7B-GGUF", "13B": "TheBloke/Llama-2-13B-GGUF"}  # Llama-2 as GGUF files, on the Hub
+
+
+def file(step, type):
+    """Return the path of the GGUF file of ``step``'s model in ``type`` (a key of TYPES).
+
+    On the hub tier it is fetched ready from READY; else ``write`` makes it from the step's checkpoint. Raises what ``write`` and
+    hub.fetch_file raise.
+    """
+    if step.tier == "hub":
+        _rule(type)
+        return hub.fetch_file(READY[step.model], f"llama-2-{step.model.lower()}.{type}.gguf")
+    return write(step.checkpoint, type)
+
+
+def write(checkpoint, type, path=None):
+    """Write the unquantised Llama in the folder ``checkpoint`` as a GGUF file of ``type`` and return its path; show progress.
+
+    path: by default ``gguf/NAME-TYPE.gguf`` in the results folder. A file that is newer than the checkpoint is used again. One tensor at a
+    time is in memory. Raises CheckpointError if the folder can't be converted, UnknownFormatError, NotEnoughMemoryError if the disk is too
+    small. A write that is interrupted leaves no file.
+    """
+    import gguf
+    from tqdm.auto import tqdm
+
+    _rule(type)
+    checkpoint = Path(checkpoint)
+    files.check_folder(checkpoint, "bf16")
+    path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
+    plan = _plan(checkpoint, type)
+    with files.whole(path, lambda: files.newer(path, checkpoint), need=sum(size for *_, size in plan)) as partial:
+        if partial:
+            writer = gguf.GGUFWriter(partial, "llama")
+            _describe(writer, checkpoint)
+            for _, name, kind, shape, size in plan:
+                writer.add_tensor_info(name, shape, "float32", size, raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for source, name, kind, _, _ in tqdm(plan, desc=f"writing {path.name}"):
+                writer.write_tensor_data(_blocks(_tensor(checkpoint, source), kind))
+            writer.close()
+    return path
+
+
+def table(path):
+    """Return a table (pandas.DataFrame) of the tensors in a GGUF file: type, shape (outputs, inputs), bytes, bits a weight."""
+    import pandas as pd
+
+    rows = [
+        (t.name, t.tensor_type.name, tuple(int(n) for n in reversed(t.shape)), t.n_bytes, 8 * t.n_bytes / t.n_elements)
+        for t in _reader(path).tensors
+    ]
+    return pd.DataFrame(rows, columns=["tensor", "type", "shape", "bytes", "bits a weight"]).set_index("tensor")
+
+
+def sizes(path):
+    """Return (bytes of all tensors, bytes that one decoded token reads: all but the embedding table, of which it needs one row)."""
+    tensors = {t.name: int(t.n_bytes) for t in _reader(path).tensors}
+    return sum(tensors.values()), sum(tensors.values()) - tensors["token_embd.weight"]
+
+
+def weights(path, name):
+    """Return the tensor ``name`` of a GGUF file as numbers (float32, shape (outputs, inputs)), read by the package gguf's own decoder."""
+    import gguf
+
+    tensor = next(t for t in _reader(path).tensors if t.name == name)
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+
+
+def quantise(matrix, type):
+    """Return ``matrix`` (numpy, any float, shape (rows, columns)) as rows of ggml's blocks (uint8), computed by llama.cpp's library.
+
+    type: a ggml type, e.g. "Q4_K"; the columns are a multiple of its block (32, for the K types 256).
+    """
+    import gguf
+    import numpy as np
+
+    kind = gguf.GGMLQuantizationType[type]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    columns = matrix.shape[1]
+    if columns % block:
+        raise UnknownFormatError(f"Rows of {columns} numbers cannot be written as {type}: its blocks have {block}.")
+
+    def blocks(rows):
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+        found = np.empty((len(rows), columns // block * size), dtype=np.uint8)
+        _ggml().ggml_quantize_chunk(int(kind), rows.ctypes.data, found.ctypes.data, 0, len(rows), columns, None)
+        return found
+
+    with ThreadPoolExecutor() as pool:  # the C function runs without Python's lock
+        return np.concatenate(list(pool.map(blocks, np.array_split(matrix, os.cpu_count()))))
+
+
+def _rule(type):
+    if type not in TYPES:
+        raise UnknownFormatError(f"This course writes no GGUF type {type!r}: choose one of {', '.join(TYPES)}.")
+    return TYPES[type]
+
+
+def _plan(checkpoint, type):
+    """[(name in the checkpoint, name in GGUF, ggml type, shape, bytes)] of all tensors, in the order of the file."""
+    import gguf
+
+    shape = Shape.from_config(checkpoint)
+    layers, (usual, head, special) = shape.num_hidden_layers, _rule(type)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    wanted = [("model.embed_tokens", (shape.vocab_size, shape.hidden_size), usual), ("lm_head", (shape.vocab_size, shape.hidden_size), head)]
+    for n in range(layers):
+        more = n < layers // 8 or n >= 7 * layers // 8 or (n - layers // 8) % 3 == 2  # the rule's use_more_bits
+        for linear, (inputs, outputs) in zip(LINEARS, shape.linears()):
+            better = more and linear.endswith(("v_proj", "down_proj"))
+            wanted.append((f"model.layers.{n}.{linear}", (outputs, inputs), special if better else usual))
+        wanted += [(f"model.layers.{n}.{norm}", (shape.hidden_size,), "F32") for norm in ("input_layernorm", "post_attention_layernorm")]
+    wanted.append(("model.norm", (shape.hidden_size,), "F32"))
+    plan = []
+    for name, sizes, kind in wanted:
+        kind = FALLBACK[kind] if kind in FALLBACK and sizes[-1] % 256 else kind
+        kind = gguf.GGMLQuantizationType[kind]
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        count = sizes[0] * (sizes[1] if len(sizes) > 1 else 1)
+        plan.append((f"{name}.weight", f"{names.get_name(name)}.weight", kind, sizes, count // block * size))
+    return plan
+
+
+def _describe(writer, checkpoint):
+    """Write sizes and tokeniser into the file's head."""
+    config, shape = read_json(checkpoint, "config.json"), Shape.from_config(checkpoint)
+    tokenizer = read_json(checkpoint, "tokenizer.json")
+    model, before = tokenizer.get("model", {}), (tokenizer.get("pre_tokenizer") or {}).get("type")
+    if model.get("type") != "BPE" or before != "ByteLevel":
+        raise CheckpointError(f"{checkpoint} has a tokeniser that this converter does not know (it knows byte-level BPE): take a ready GGUF file.")
+    heads = config["num_attention_heads"]
+    writer.add_name(checkpoint.name)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(shape.hidden_size // heads)
+    writer.add_rope_freq_base(float((config.get("rope_parameters") or config).get("rope_theta", 10000)))
+    writer.add_vocab_size(shape.vocab_size)
+    tokens = {number: token for token, number in model["vocab"].items()} | {t["id"]: t["content"] for t in tokenizer["added_tokens"]}
+    special = {t["id"] for t in tokenizer["added_tokens"] if t["special"]}
+    writer.add_tokenizer_model("gpt2")  # llama.cpp's name of byte-level BPE
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([tokens.get(n, f"[unused {n}]") for n in range(shape.vocab_size)])
+    writer.add_token_types([3 if n in special else 1 if n in tokens else 5 for n in range(shape.vocab_size)])  # control, normal, unused
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(True)
+
+
+def _tensor(checkpoint, name):
+    """The tensor ``name`` of a checkpoint folder as float32 (numpy), q and k in llama.cpp's order.
+
+    Llama's rotary positions turn pairs of numbers: transformers pairs number i of a head with i + half, llama.cpp's pairs are neighbours.
+    """
+    tensor = files.read_tensor(checkpoint, name).float().numpy()
+    if name.endswith(("q_proj.weight", "k_proj.weight")):
+        heads = read_json(checkpoint, "config.json")["num_attention_heads"]
+        rows, columns = tensor.shape
+        tensor = tensor.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    return tensor
+
+
+def _blocks(tensor, kind):
+    """``tensor`` (float32) as the array of bytes or numbers that the file holds."""
+    import gguf
+
+    if kind.name in ("F32", "F16"):
+        return tensor.astype(kind.name.replace("F", "float"))
+    return gguf.quants.quantize(tensor, kind) if kind.name == "BF16" else quantise(tensor, kind.name)
+
+
+def _reader(path):
+    import gguf
+
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise CheckpointError(f"{path} is no complete GGUF file ({(str(error) or type(error).__name__).splitlines()[0]}): write or fetch it again.") from None
+
+
+@lru_cache(maxsize=1)
+def _ggml():
+    import xllamacpp
+
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    if not hasattr(library, "ggml_quantize_chunk"):  # the wheel for Windows
+        raise CheckpointError("llama.cpp's package for this system cannot quantise: take a ready GGUF file, type F16 or BF16, or work in WSL.")
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    return library
+
+
+PACKAGES = ("xllamacpp", "gguf")
+
+
+def load(path, threads=None, context=None, **settings):
+    """Load a GGUF file on the CPU and return the xllamacpp.Server that answers for it (``server.listening_address``: on 127.0.0.1).
+
+    threads: by default as many as torch uses. context: tokens, by default the model's own. settings: more fields of
+    xllamacpp.CommonParams, e.g. n_parallel. Raises CheckpointError if the file is missing or damaged.
+    """
+    import xllamacpp
+
+    if not Path(path).is_file():
+        raise CheckpointError(f"There is no file {path}: write it with llamacpp.write, or fetch it.")
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    chosen = {"n_ctx": context or 0, "n_gpu_layers": 0, "fit_params": False, "ui": False, "verbosity": -1, "warmup": False}
+    for name, value in (chosen | settings).items():
+        setattr(parameters, name, value)
+    try:
+        return xllamacpp.Server(parameters)
+    except RuntimeError:
+        taken = f", and that port {settings['port']} is free" if "port" in settings else ""
+        raise CheckpointError(f"llama.cpp cannot load {path}: check that it is a complete GGUF file of a model that fits into the memory{taken}.") from None
+
+
+def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
+    """Decode ``new_tokens`` tokens greedily after the prompt ``ids`` (list of int) and return (new ids, the chunks that came with them).
+
+    arrived: called with the text of each new token as it comes. No end of text (as ``min_new_tokens`` in transformers), no use of an earlier
+    prompt's cache. options: more of llama.cpp's request, e.g. n_probs. Raises PromptError if llama.cpp refuses the request.
+    """
+    chunks = []
+
+    def receive(chunk):
+        if "error" not in chunk and chunk["choices"][0]["finish_reason"] is None:
+            arrived(chunk["choices"][0]["text"])
+        chunks.append(chunk)
+
+    request = {
+        "prompt": ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False, "stream": True,
+        "verbose": True, "return_tokens": True,
+    }  # fmt: skip
+    server.handle_completions(request | options, receive)
+    refused = [chunk["error"]["message"] for chunk in chunks if "error" in chunk]
+    if refused:
+        raise PromptError(f"llama.cpp refused the request: {refused[0]}.")
+    return [token for chunk in chunks for token in chunk["__verbose"]["tokens"]], chunks
+
+
+def log_probabilities(server, ids, vocabulary):
+    """Return the log-probabilities (numpy, float64, shape (vocabulary,)) of the token after ``ids``: the logits less one constant."""
+    import numpy as np
+
+    _, chunks = answer(server, ids, 1, n_probs=vocabulary, ignore_eos=False)
+    found = np.full(vocabulary, np.nan)
+    for entry in chunks[0]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+        found[entry["id"]] = entry["logprob"]
+    return found
+
+
+def tokenise(server, text):
+    """Return the token ids (list of int) of ``text`` by the file's own tokeniser, begin-of-sequence first."""
+    return _ask(server, "tokenize", content=text, add_special=True)["tokens"]
+
+
+def detokenise(server, ids):
+    """Return the text of ``ids``."""
+    return _ask(server, "detokenize", tokens=ids)["content"]
+
+
+def _ask(server, path, **content):
+    """The answer of one of the server's HTTP addresses, on this machine."""
+    request = Request(f"{server.listening_address}/{path}", json.dumps(content).encode(), {"Content-Type": "application/json"})
+    with build_opener(ProxyHandler({})).open(request, timeout=60) as answer:  # never through a proxy
+        return json.load(answer)

@@ -1,0 +1,155 @@
+"""How does a checkpoint become an ONNX model, and how is it run? ONNX Runtime's own builder and loop for text generation.
+
+https://onnxruntime.ai/docs/genai. The builder reads unquantised checkpoints, which it quantises by rounding, and GPTQ checkpoints, whose
+integers it keeps. First used in notebook 12.
+"""
+
+import contextlib
+import io
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+from helpers import loading, setup
+from helpers.errors import CheckpointError, PromptError
+from helpers.models import choose, files
+
+PACKAGES = ("onnxruntime", "onnxruntime-genai", "onnx")
+READY = "genai_config.json"  # the file that the builder writes last
+
+
+def export(step, precision, name=None, **options):
+    """Write ``step``'s model as an ONNX model for the CPU and return its folder, ``onnx/NAME`` in the results folder.
+
+    precision: "fp32", "int8" or "int4" (a GPTQ checkpoint is int4). options: the builder's extra options, e.g. accuracy_level=1. name: of the
+    folder. A folder that is newer than the checkpoint is used again; an interrupted export leaves none. Raises CheckpointError, or
+    NotEnoughMemoryError: it takes 2.8 times the checkpoint's bytes (a 7B in 4 bits, measured).
+    """
+    source = choose.bring(step)
+    folder = setup.results_dir() / "onnx" / (name or f"{source.name}-{precision}")
+    with files.whole(folder, unless=lambda: files.newer(folder / READY, source)) as partial:
+        if partial:
+            choose.check_memory(2.6 * step.bytes, "cpu")  # and its overhead: 10.9 GB for a 7B, which grew by 10.7 GB
+            print(f"Writing {folder.name} (some seconds for a small model, minutes for a large one) ...", flush=True)
+            words = ["-i", str(source), "-o", str(partial), "-p", precision, "-e", "cpu", "-c", str(partial / "cache"), "--extra_options", "hf_token=false"]
+            problem = _build([*words, *(f"{key}={value}" for key, value in options.items())])
+            if problem or not (partial / READY).is_file():
+                raise CheckpointError(f"{source} could not be written as ONNX ({problem}): check that memory and disk have room for three times its size.")
+            shutil.rmtree(partial / "cache", ignore_errors=True)
+    return folder
+
+
+def _build(words):
+    """Run the command ``python -m onnxruntime_genai.models.builder`` in this process, where torch is imported already; return its problem, or ""."""
+    before, said = sys.argv, io.StringIO()
+    sys.argv = ["builder", *words]
+    try:
+        with loading.quiet(), loading.offline(), contextlib.redirect_stderr(said):
+            runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
+        return ""
+    except (Exception, SystemExit) as error:  # whatever the builder stumbles over; argparse exits
+        text = said.getvalue().strip() if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+        return (text or "it said nothing").splitlines()[-1]
+    finally:
+        sys.argv = before
+        loading.free_caches()  # the builder's graph and weights hold each other: 9 GB for a 7B
+
+
+def load(folder, threads=None):
+    """Load an ONNX model on the CPU and return an onnxruntime_genai.Model. threads: by default as many as torch uses. Raises CheckpointError."""
+    import onnxruntime_genai
+    import torch
+
+    if not (Path(folder) / READY).is_file():
+        raise CheckpointError(f"{folder} has no {READY}: it is no finished ONNX model, export it again.")
+    try:
+        config = onnxruntime_genai.Config(str(folder))
+        options = {"session_options": {"intra_op_num_threads": threads or torch.get_num_threads()}}
+        config.overlay(json.dumps({"model": {"decoder": options}}))
+        return onnxruntime_genai.Model(config)
+    except RuntimeError as error:
+        raise CheckpointError(f"ONNX Runtime cannot load {folder} ({str(error).splitlines()[0]}): export it again.") from None
+
+
+def answer(model, ids, new_tokens, arrived=lambda: None):
+    """Decode ``new_tokens`` tokens greedily after the prompt ``ids`` (list of int) and return their ids.
+
+    arrived: called as each new token comes. No end of text (as ``min_new_tokens`` in transformers). Raises PromptError if the prompt is
+    empty or the context too short.
+    """
+    generator = _generator(model, ids, new_tokens)
+    new = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        new.append(int(generator.get_next_tokens()[0]))
+        arrived()
+    return new
+
+
+def logits(model, ids):
+    """Return the logits (numpy, float32, shape (vocabulary,)) of the token after ``ids``."""
+    return _generator(model, ids, 1).get_logits().reshape(-1).copy()
+
+
+def _generator(model, ids, new_tokens):
+    """A generator that has read the prompt, so that the next token's logits are there."""
+    import onnxruntime_genai
+
+    parameters = onnxruntime_genai.GeneratorParams(model)
+    length = len(ids) + new_tokens
+    parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
+    try:
+        generator = onnxruntime_genai.Generator(model, parameters)
+        generator.append_tokens(ids)
+    except (RuntimeError, ValueError) as error:
+        raise PromptError(f"ONNX Runtime refused the prompt of {len(ids)} tokens with {new_tokens} new ones: {str(error).splitlines()[0]}") from None
+    return generator
+
+
+def operations(folder):
+    """Return a table (pandas.Series) of how often each kind of operation stands in the graph."""
+    import pandas as pd
+
+    return pd.Series([node.op_type for node in _graph(folder).node], name="nodes").value_counts()
+
+
+def weights(folder):
+    """Return a table (pandas.DataFrame) of the graph's stored tensors: type, shape, bytes."""
+    import math
+
+    import pandas as pd
+    from onnx import TensorProto
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    rows = [
+        (t.name, TensorProto.DataType.Name(t.data_type), tuple(t.dims), math.prod(t.dims) * tensor_dtype_to_np_dtype(t.data_type).itemsize)
+        for t in _graph(folder).initializer
+    ]
+    return pd.DataFrame(rows, columns=["tensor", "type", "shape", "bytes"]).set_index("tensor")
+
+
+def sizes(folder):
+    """Return (bytes of all tensors, bytes that one decoded token reads: all but the embedding table, of which it needs one row)."""
+    stored = weights(folder)["bytes"]
+    return int(stored.sum()), int(stored.sum() - stored.filter(like="embed_tokens").sum())
+
+
+def tensor(folder, name):
+    """Return a stored tensor of the graph (numpy), read from the file of weights beside it. Raises CheckpointError if it has none of that name."""
+    import numpy as np
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    entry = next((t for t in _graph(folder).initializer if t.name == name), None)
+    if entry is None:
+        raise CheckpointError(f"{folder} has no tensor {name}: onnx_models.weights lists those that it has.")
+    where = {e.key: e.value for e in entry.external_data}
+    shape, dtype = tuple(entry.dims), tensor_dtype_to_np_dtype(entry.data_type)
+    return np.memmap(Path(folder) / where["location"], dtype, "r", int(where.get("offset", 0)), shape)
+
+
+def _graph(folder):
+    import onnx
+
+    return onnx.load(Path(folder) / "model.onnx", load_external_data=False).graph

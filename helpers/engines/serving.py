@@ -1,0 +1,239 @@
+"""How does a model answer many readers? Starts a server of this machine on 127.0.0.1, asks whether it is healthy, stops it and leaves nothing behind.
+
+Two servers with OpenAI's interface: ``transformers serve`` (https://huggingface.co/docs/transformers/main/serving) and llama.cpp's
+(https://github.com/ggml-org/llama.cpp/tree/master/tools/server), which the wheel of xllamacpp carries. Each runs in a process of its own,
+``python -m helpers.engines.serving …``, which ends when its standard input closes: so it cannot outlive the notebook that started it. First
+used in notebook 14.
+"""
+
+import atexit
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
+
+from helpers import ROOT, kernels, machine, setup
+from helpers.engines import llamacpp as engine
+from helpers.engines.clients import Endpoint
+from helpers.errors import CourseError, UnknownFormatError
+from helpers.models import choose
+from helpers.models.catalogue import read_json
+
+HOST = "127.0.0.1"
+PACKAGES = ("transformers", "torch", "xllamacpp", "openai", "fastapi", "uvicorn")
+PATIENCE = 180  # seconds for a server to become healthy
+KERNEL = "COURSE_GPTQ_KERNEL"  # tells the server's process which kernel was made ready
+PAGE = 256  # tokens in one block of transformers' paged KV cache
+
+
+class ServerError(CourseError, RuntimeError):
+    """A server that does not start, or that is no longer there."""
+
+
+@dataclass
+class Server:
+    """A server process. log: file with all that it printed. device: in words. seconds: from start to healthy. As a context manager it stops at the end."""
+
+    name: str
+    endpoint: Endpoint
+    process: subprocess.Popen
+    log: Path
+    command: list
+    device: str
+    seconds: float = field(default=0.0)
+
+    @property
+    def url(self):
+        """The address of its OpenAI interface; it ends in ``/v1``."""
+        return self.endpoint.url
+
+    def check(self):
+        """Raise ServerError, with the last words of its log, if the process has ended."""
+        if self.process.poll() is not None:
+            status = self.process.returncode
+            how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+            again = " Start it again." if status < 0 else ""
+            raise ServerError(f"{self.name} ended {how}. {self.last_words()}{again}")
+
+    def last_words(self):
+        """Say the last line of the log that names an error, else the last line, and where the log is."""
+        lines = [line.strip(" │╭╰─╮╯") for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        lines = [line for line in lines if line]
+        errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|ERROR)\b", line)]
+        return f"Its last words: {(errors or lines or ['none'])[-1][:300].rstrip('.')}. All of it: {os.path.relpath(self.log)}."
+
+    def stop(self, patience=5):
+        """End the process and all that it started: politely, and after ``patience`` seconds by force. Returns its exit status."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # the group that it leads
+        return self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+def start(make, *arguments, **options):
+    """Return the Server that ``make(*arguments, **options)`` starts, or None after a sentence that says why there is none."""
+    try:
+        return make(*arguments, **options)
+    except CourseError as error:
+        print(f"Left out: {error}")
+
+
+def gguf_file(step):
+    """Return the path of ``step``'s model as a GGUF file: BF16 of a small embedded model, else Q4_0 of the unquantised one."""
+    unquantised = choose.get_step(2, tier=step.tier) if step.format == "gptq" else step
+    return engine.file(unquantised, "BF16" if step.tier == "embedded" else "Q4_0")
+
+
+def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, device=None):
+    """Start ``transformers serve`` with ``step``'s checkpoint and return the Server, once it is healthy.
+
+    continuous: batch the requests at each step (``--continuous-batching``), else one request after the other. readers, tokens: for how many
+    requests at once, of how many tokens each with their answers, the KV cache has room; without a limit
+    transformers takes 60 % of the free memory on a CPU, 80 to 90 % on a GPU.
+    device: as for loading.load. Raises ServerError, CheckpointError, UnknownFormatError or DeviceError.
+    """
+    device = machine.get_device(device)
+    package = importlib.util.find_spec("transformers").submodule_search_locations[0]
+    if not (Path(package) / "cli" / "serving" / "completion.py").is_file():
+        raise ServerError(
+            f"transformers {setup.installed('transformers')} serves chats only, word by word and without counting tokens: its server cannot be"
+            " measured, go on with llama.cpp's (or a newer transformers; 5.15 can)."
+        )
+    if step.format not in ("bf16", "fp16", "gptq"):
+        raise UnknownFormatError(f"{step.title} is made while loading, and the server loads what is stored: take bf16, fp16 or a GPTQ checkpoint.")
+    config = read_json(choose.bring(step), "config.json")
+    checkpoint = str(Path(step.checkpoint).resolve()) if step.is_folder else step.checkpoint
+    dtype = "bfloat16" if device == "cpu" else "float16"  # a T4 has no bfloat16, and a CPU is slow with float16
+    options = ["--device", device, "--dtype", dtype]
+    if continuous:
+        blocks = readers * -(-tokens // PAGE) * 5 // 4  # its scheduler keeps 15 % free
+        options += ["--continuous-batching", "--cb-num-blocks", str(blocks), "--cb-max-batch-tokens", "512"]
+    ends = config["eos_token_id"] if isinstance(config["eos_token_id"], list) else [config["eos_token_id"]]
+    no_end = json.dumps({"suppress_tokens": ends, "pad_token_id": ends[0], "bos_token_id": config["bos_token_id"]})
+    name, kernel = f"transformers, {'continuous batching' if continuous else 'one at a time'}", {}
+    if step.format == "gptq" and device != "cpu":
+        found = kernels.prepare(step, device)  # compiled before the server starts, where it can be seen
+        print(f"GPTQ kernel of the server: {found.sentence}.", flush=True)
+        kernel = {KERNEL: found.kernel}
+    return _start(name, ["transformers", "serve", checkpoint], options, port, checkpoint, {"generation_config": no_end}, device, kernel)
+
+
+def llamacpp(path, readers=32, tokens=PAGE, port=None, threads=None, **settings):
+    """Start llama.cpp's server, on the CPU, with the GGUF file ``path`` and return the Server, once it is healthy.
+
+    readers: slots, requests that it works on at once; tokens: context of each. threads: for computing, by default all but one, because the part
+    that sends the tokens, and the client, need a core too. settings: more fields of xllamacpp.CommonParams, e.g. api_keys. Raises ServerError.
+    """
+    settings |= {"context": readers * tokens, "n_parallel": readers, "threads": threads or max(1, os.cpu_count() - 1)}
+    options = [json.dumps(settings)]
+    name = f"llama.cpp, {readers} slot{'s' * (readers != 1)}"
+    return _start(name, ["llama.cpp", str(Path(path).resolve())], options, port, Path(path).stem, {"ignore_eos": True, "cache_prompt": False}, "cpu")
+
+
+def healthy(url, timeout=2):
+    """Whether the server at ``url`` (http://host:port/v1) says on its ``/health`` that it is healthy."""
+    try:
+        with build_opener(ProxyHandler({})).open(f"{url.removesuffix('/v1')}/health", timeout=timeout) as answer:
+            return answer.status == 200
+    except (OSError, ValueError):
+        return False
+
+
+def _start(name, what, options, port, model, no_end, device, variables=None):
+    """Start the process ``what`` + ``options`` on ``port`` (None: a free one) and wait until it is healthy.
+
+    no_end: the request's fields for "no end of text". variables: of its environment.
+    """
+    port = _free(port)
+    log = setup.results_dir() / "logs" / f"server-{re.sub('[^a-z0-9]+', '-', name.lower())}-{port}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "helpers.engines.serving", *what, "--host", HOST, "--port", str(port), *options]
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    waits = {"OMP_WAIT_POLICY": "PASSIVE"}  # a thread that waits gives its core to the client
+    started = time.perf_counter()
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=waits | os.environ | quiet | (variables or {}),
+            start_new_session=True,
+        )
+    server = Server(name, Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:], machine.device_name(device))
+    atexit.register(server.stop)
+    try:
+        while not healthy(server.url):
+            server.check()
+            if time.perf_counter() - started > PATIENCE:
+                raise ServerError(f"{name} is not healthy after {PATIENCE} s. {server.last_words()}")
+            time.sleep(0.1)
+        server.check()  # who answered was not another program on that port
+    except BaseException:  # an interrupt too
+        server.stop()
+        raise
+    server.seconds = time.perf_counter() - started
+    return server
+
+
+def _free(port):
+    """``port``, or one that is free. Raises ServerError if it is taken."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((HOST, port or 0))
+        except OSError as error:
+            raise ServerError(f"Port {port} is taken ({error.strerror}): another program has it; leave the port out, and a free one is found.") from None
+        return place.getsockname()[1]
+
+
+def _end_with_notebook():
+    """Ask this process to end once its standard input closes: the notebook said stop, or is gone."""
+
+    def watch():
+        os.read(0, 1)  # not sys.stdin, whose lock would abort a process that ends for another reason
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments):
+    """The server's process: ``transformers serve CHECKPOINT …``, or ``llama.cpp FILE --host HOST --port PORT JSON``."""
+    if arguments[0] == "transformers":
+        _end_with_notebook()
+        from transformers.cli.transformers import main as command
+
+        if os.environ.get(KERNEL):
+            kernels.pin(os.environ[KERNEL])
+        sys.argv = arguments
+        return command()
+    _, path, _, host, _, port, settings = arguments
+    try:
+        server = engine.load(path, hostnames=[host], port=int(port), **json.loads(settings))
+    except CourseError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(f"listening on {server.listening_address}", flush=True)
+    os.read(0, 1)
+    os._exit(0)  # requests that are still being answered are not waited for
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

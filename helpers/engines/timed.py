@@ -1,0 +1,159 @@
+"""How fast is the same model in another engine? Timed by the definitions of ``timing``, it stands beside the steps.
+
+First used in notebook 11.
+"""
+
+import time
+
+from helpers import ROOT, ledger, limits, machine, plots
+from helpers.errors import TokenCountError
+from helpers.timing import NEW_TOKENS, PROMPT, REPEATS, WARMUPS, Call, Timing, seconds
+
+COLOURS = {"transformers": "#0072b2", "llama.cpp": "#d55e00", "onnxruntime": "#009e73", "2024 stack": "#cc79a7"}  # Okabe and Ito's palette
+HATCHES = {"transformers": "", "llama.cpp": "///", "onnxruntime": "...", "2024 stack": "xxx"}
+
+
+def answer_once(answer, new_tokens=NEW_TOKENS):
+    """Time one answer and return (Call, new token ids). TTFT ends when the first token has arrived, TPOT is the mean time between later ones.
+
+    answer: a function of (number of new tokens, arrived) that decodes greedily, calls ``arrived`` when a new token is there, and
+    returns the new tokens' ids (list of int). Raises TokenCountError unless there are exactly ``new_tokens``.
+    """
+    first = []
+
+    def arrived(text=""):
+        if not first:
+            first.append(time.perf_counter())
+
+    user, system = machine.cpu_times()
+    start = time.perf_counter()
+    new = answer(new_tokens, arrived)
+    end = time.perf_counter()
+    user_end, system_end = machine.cpu_times()
+    if len(new) != new_tokens or not first:
+        raise TokenCountError(f"The engine returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
+    return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens), new
+
+
+def measure(answer, ids, decode, prompt=PROMPT, new_tokens=NEW_TOKENS, warmups=WARMUPS, repeats=REPEATS):
+    """Measure an engine as ``timing.measure`` measures ``generate``: one cold call, then warm-ups, then warm calls. Return a Timing.
+
+    answer: see ``answer_once``. ids: the prompt's token ids, prompt: its text. decode: turns token ids into text.
+    """
+    from tqdm.auto import trange
+
+    cold, new = answer_once(answer, new_tokens)
+    calls = [answer_once(answer, new_tokens)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
+    return Timing(cold, calls[warmups:], prompt, len(ids), new_tokens, decode(new), peak_rss=machine.peak_rss(), token_ids=new)
+
+
+def make_row(engine, name, timing, like, *, format, weight_bytes, read_bytes, packages, kernel="", dtype="", checkpoint="", device=None, **other):
+    """Return the ledger row (see ledger.make_row) of ``timing`` in another engine.
+
+    engine: a key of COLOURS. name: of the format in tables, e.g. "Q4_0". like: the Step whose model it is. weight_bytes: of the file or
+    tensors; read_bytes: what one decoded token reads of them. packages: names whose versions belong to the row. device: in words, by default
+    this CPU. other: more keys, e.g. floor_tpot_s.
+    """
+    return ledger.measured(timing, packages) | {
+        "engine": engine,
+        "step": 0,
+        "variant": f"{engine} {name}",
+        "title": f"{like.title.split()[0]} {name} ({engine})",
+        "tier": like.tier,
+        "device": device or machine.device_name("cpu"),
+        "checkpoint": checkpoint,
+        "format": format,
+        "dtype": dtype,
+        "layer_class": kernel,
+        "note": "",
+        "prediction_wall_s": None,
+        "parameters": like.shape.parameters,
+        "weight_bytes": weight_bytes,
+        "read_bytes": read_bytes,
+    } | other
+
+
+def record(*arguments, **options):
+    """Append the row that ``make_row`` makes of the same arguments to the ledger, and return it."""
+    row = make_row(*arguments, **options)
+    ledger.append(row)
+    return row
+
+
+def beside(step, steps=(), path=None):
+    """Return the rows of all engines in the ledger with ``step``'s model and tier, each the newest, the slowest first, with their floors.
+
+    steps: those of the article's, by number, that are measured now if the ledger lacks them; of a checkpoint of the reader's own, that one.
+    """
+    if step.tier != "own":
+        ledger.steps(step.tier, steps)
+    elif steps:
+        ledger.append(ledger.measure_step(step))
+    return with_floor(newest(ledger.read(path, engine=None), step))
+
+
+def newest(rows, step):
+    """Return the newest row of each engine, title and device among ``rows`` with ``step``'s model and tier, the slowest first.
+
+    Prompt and number of tokens are the article's, batch 1; the benchmark's rows are left out.
+    """
+
+    def matches(row):
+        same = row["title"].split()[0] == step.title.split()[0] and row["tier"] == step.tier and "run" not in row
+        return same and row["prompt"] == PROMPT and row["new_tokens"] == NEW_TOKENS and row.get("batch", 1) == 1
+
+    found = {(row.get("engine"), row["title"], row["device"]): row for row in rows if matches(row) and row.get("tpot_s")}
+    return sorted(found.values(), key=lambda row: -row["tpot_s"])
+
+
+def with_floor(rows):
+    """Return ``rows`` with the floor of a token on this CPU, see limits.with_floor; floor_tpot_s is None for rows of another device."""
+    here = [row for row in rows if row["device"] == machine.device_name("cpu")]
+    floors = iter(limits.with_floor(here, "cpu"))
+    return [next(floors) if row in here else row | {"floor_tpot_s": None} for row in rows]
+
+
+def recorded(run):
+    """Return the engines' rows of the recorded ``run`` (a folder in data/recorded), and print where they are from."""
+    rows = ledger.read(ROOT / "data" / "recorded" / run / "engines.jsonl", engine=None)
+    print(plots.where(rows[0] | {"recorded": True}))
+    return rows
+
+
+def table(rows):
+    """Return a table (pandas.DataFrame) of ``rows``."""
+    import pandas as pd
+
+    lines = [
+        {"model": row["title"], "engine": row.get("engine", "transformers"), **plots.times(row), "weights": f"{row['weight_bytes'] / 1e6:,.1f} MB"}
+        for row in rows
+    ]
+    if not lines:
+        return pd.DataFrame()
+    found = pd.DataFrame(lines).set_index("model")
+    found.insert(6, "weights", found.pop("weights"))  # before the floor
+    return found
+
+
+def chart(rows, save_as=None):
+    """Draw the time per output token of ``rows``, the floor (see ``beside``) as a black line; return what ``plots.show`` returns."""
+    figure, axes = plots.figure("", "time per output token, ms", "", size=(8, 1.2 + 0.36 * len(rows)))
+    highest, several, said = max((1000 * row["tpot_s"] for row in rows), default=1), len({row["device"] for row in rows}) > 1, []
+    wide = highest > 20 * min((1000 * row["tpot_s"] for row in rows), default=1)
+    for place, row in enumerate(rows):
+        engine, value, floor = row.get("engine", "transformers"), 1000 * row["tpot_s"], row.get("floor_tpot_s")
+        axes.barh(place, value, 0.7, color=COLOURS[engine], hatch=HATCHES[engine], edgecolor="white")
+        axes.text(value * 1.05 if wide else value + highest / 100, place, seconds(row["tpot_s"]), va="center", fontsize=8)
+        if floor:
+            axes.plot([1000 * floor] * 2, [place - 0.35, place + 0.35], color="black", linewidth=2)
+        said.append(f"{row['title']} {seconds(row['tpot_s'])}" + (f" (floor {seconds(floor)})" if floor else ""))
+    axes.set_yticks(range(len(rows)), [row["title"] + (f"\n{row['device']}" if several else "") for row in rows], fontsize=8)
+    if wide:
+        axes.set_xscale("log")
+        axes.set_xlabel("time per output token, ms (logarithmic)")
+        axes.set_xlim(500 * min(row.get("floor_tpot_s") or row["tpot_s"] for row in rows), highest * 2)
+    else:
+        axes.set_xlim(0, highest * 1.15)
+    where = plots.where(rows[0] | ({"device": "several devices"} if several else {})) if rows else "nothing measured yet"
+    axes.set_title(where + ("\nblack line: the floor, reading the weights once" if any(row.get("floor_tpot_s") for row in rows) else ""), fontsize=10)
+    return plots.show(figure, f"{where}. Time per output token: {'; '.join(said)}.", save_as)

@@ -1,0 +1,201 @@
+"""Which model does a step load, and how large is it?
+
+The catalogue is data: the article's four steps and variants that change one thing of them, each with one checkpoint per tier. Sizes are
+computed from the model's shape, not looked up. To add a format, give it a name in FORMATS, its bytes in ``Shape.weight_bytes``, a variant
+here, and its arguments in ``loading``. First used in notebook 04.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from helpers import ROOT
+from helpers.errors import CheckpointError, UnknownFormatError
+
+CHECKPOINTS = ROOT / "data" / "checkpoints"
+FORMATS = {"bf16": "bf16", "fp16": "fp16", "int8": "8-bit", "nf4": "NF4", "gptq": "GPTQ"}  # name in code: name in tables
+LINEARS = (  # of one block, in the order of Shape.linears
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+
+
+def read_json(folder, name):
+    """Return the JSON object in ``folder/name``. Raises CheckpointError if there is none."""
+    try:
+        content = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{folder} has no readable {name}: it is not a checkpoint, or a download was cut off.")
+    return content
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes in a Llama's ``config.json`` that decide how many bytes it has (no grouped-query attention, untied head)."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    vocab_size: int = 32000
+
+    @classmethod
+    def from_config(cls, folder):
+        """Read the shape from ``folder/config.json``. Raises CheckpointError unless it is a Llama's."""
+        config = read_json(folder, "config.json")
+        if config.get("model_type") != "llama":
+            raise CheckpointError(f"{folder} holds a {config.get('model_type')!r} model: this course loads Llama checkpoints only.")
+        heads = config.get("num_attention_heads")
+        if config.get("num_key_value_heads", heads) != heads or config.get("tie_word_embeddings"):
+            raise CheckpointError(f"{folder} has grouped-query attention or a tied head: this course knows Llama-2 7B's and 13B's architecture.")
+        sizes = [config.get(k) for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")]
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise CheckpointError(f"{folder}/config.json lacks a size of the model: fetch or build the checkpoint again.")
+        return cls(*sizes)
+
+    def linears(self):
+        """(in features, out features) of the seven linear layers of one block: q, k, v, o, gate, up, down."""
+        h, i = self.hidden_size, self.intermediate_size
+        return [(h, h)] * 4 + [(h, i)] * 2 + [(i, h)]
+
+    @property
+    def linear_parameters(self):
+        """Weights in the linear layers of all blocks: what 8-bit and GPTQ quantise."""
+        return self.num_hidden_layers * sum(n * m for n, m in self.linears())
+
+    @property
+    def other_parameters(self):
+        """Embedding table, output head and norms: these stay in 16 bits in all formats."""
+        return 2 * self.vocab_size * self.hidden_size + (2 * self.num_hidden_layers + 1) * self.hidden_size
+
+    @property
+    def parameters(self):
+        """All parameters of the unquantised model."""
+        return self.linear_parameters + self.other_parameters
+
+    def weight_bytes(self, format, group_size=128):
+        """Bytes of all tensors in ``format``.
+
+        bf16, fp16: 2 bytes a parameter. int8 (LLM.int8(), https://arxiv.org/abs/2208.07339): 1 byte a weight and one float32 scale a row.
+        nf4 (QLoRA, https://arxiv.org/abs/2305.14314): half a byte a weight and one float32 scale for each 64 weights.
+        gptq (https://arxiv.org/abs/2210.17323, layout of AutoGPTQ): half a byte a weight; for each group of ``group_size`` inputs and
+        each output one float16 scale and a 4-bit zero point; and for each input an int32 group index.
+        """
+        rest = 2 * self.other_parameters
+        if format in ("bf16", "fp16"):
+            return 2 * self.linear_parameters + rest
+        if format == "int8":
+            return self.linear_parameters + self.num_hidden_layers * sum(4 * m for _, m in self.linears()) + rest
+        if format == "nf4":
+            return self.linear_parameters // 2 + self.linear_parameters // 64 * 4 + rest
+        if format == "gptq":
+            block = sum(n * m // 2 + n // group_size * m * 5 // 2 + 4 * n for n, m in self.linears())
+            return self.num_hidden_layers * block + rest
+        raise UnknownFormatError(f"There is no format {format!r}: choose one of {', '.join(FORMATS)}.")
+
+    @property
+    def exllama_bytes(self):
+        """Bytes of the scratch space that ExLlamaV2 keeps beside the weights, 4 a token and output of the widest layer, for 8 x 2048 tokens.
+
+        And that layer's weights in float16 (gptqmodel's ExllamaV2Linear.scratch_space_fixed): 812 MB for Llama-2 7B, 1,048 MB for 13B.
+        """
+        return max(2 * n * m + 4 * m * 8 * 2048 for n, m in self.linears()) + 256
+
+    @property
+    def kv_bytes_per_token(self):
+        """Bytes of keys and values that the cache keeps for one token, in 16 bits: 2 for each layer, each as wide as the model."""
+        return 2 * self.num_hidden_layers * self.hidden_size * 2
+
+    def read_bytes(self, format):
+        """Bytes that one decoded token must read at least: all weights but the embedding table, of which it needs one row."""
+        return self.weight_bytes(format) - 2 * self.vocab_size * self.hidden_size
+
+
+@dataclass(frozen=True)
+class GroupedShape(Shape):
+    """A Shape with grouped-query attention and, if ``tied``, one table for embedding and output head.
+
+    kv_size: width of the keys, and of the values, of one token. (Ainslie et al., 2023, https://arxiv.org/abs/2305.13245)
+    """
+
+    kv_size: int = 0
+    tied: bool = False
+
+    def linears(self):
+        h, i = self.hidden_size, self.intermediate_size
+        return [(h, h), (h, self.kv_size), (h, self.kv_size), (h, h), (h, i), (h, i), (i, h)]
+
+    @property
+    def other_parameters(self):
+        return super().other_parameters - self.tied * self.vocab_size * self.hidden_size
+
+    @property
+    def kv_bytes_per_token(self):
+        return 2 * self.num_hidden_layers * self.kv_size * 2
+
+    def read_bytes(self, format):
+        return self.weight_bytes(format) if self.tied else super().read_bytes(format)
+
+
+LLAMA_2 = {"7B": Shape(4096, 11008, 32), "13B": Shape(5120, 13824, 40)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the article: plain data. ``choose.get_step`` adds the tier and the checkpoint that this machine can use.
+
+    number: 1 to 4, or 0 for a variant, whose key in VARIANTS is ``name``. model: "7B" or "13B", the Llama-2 that the step is about.
+    format: how the weights are stored, one of FORMATS. dtype: type of the activations (for GPTQ on a GPU only, see
+    loading.load_arguments). hub, embedded: the step's checkpoint on these tiers. tier: the chosen one of choose.TIERS, or "own" for
+    another checkpoint of the reader's. checkpoint: the Hub id or folder that is loaded. note: why it is this one, in a sentence, where
+    that needs saying. detail: what a variant changes, in words. threshold: from which size on LLM.int8() computes an input in 16 bits
+    (0: none). kernel: gptqmodel's name of the kernel that is asked for, "" for the course's choice (``kernels``).
+    """
+
+    number: int
+    model: str
+    format: str
+    dtype: str
+    hub: str
+    embedded: str
+    tier: str = ""
+    checkpoint: str = ""
+    revision: str = "main"
+    note: str = ""
+    name: str = ""
+    detail: str = ""
+    threshold: float = 6.0
+    kernel: str = ""
+
+    @property
+    def key(self):
+        """What ``get_step`` was asked for: the number, or a variant's name."""
+        return self.name or self.number
+
+    @property
+    def title(self):
+        """Short name for tables and charts, e.g. "7B 8-bit"; a stand-in never has Llama-2's name, e.g. "small 8-bit"."""
+        model = self.model
+        if self.tier in ("embedded", "own"):
+            model = Path(self.checkpoint).name.removesuffix("-gptq")
+        return " ".join(filter(None, [model, FORMATS[self.format], self.detail]))
+
+
+STEPS = {
+    1: Step(1, "7B", "int8", "float16", "meta-llama/Llama-2-7b-hf", "small"),
+    2: Step(2, "7B", "bf16", "bfloat16", "meta-llama/Llama-2-7b-hf", "small"),
+    3: Step(3, "7B", "gptq", "float16", "TheBloke/Llama-2-7b-Chat-GPTQ", "small-gptq"),
+    4: Step(4, "13B", "gptq", "float16", "TheBloke/Llama-2-13B-GPTQ", "large-gptq"),
+}
+KERNELS = ("torch", "torch_aten", "triton", "exllama_v2", "marlin")  # for 4-bit GPTQ; torch_aten for CPUs, the last three for GPUs
+VARIANTS = {  # each changes one thing of one of the four
+    "int8-no-outliers": replace(STEPS[1], detail="without outliers", threshold=0.0),
+    "fp16": replace(STEPS[2], format="fp16", dtype="float16"),
+    "nf4": replace(STEPS[1], format="nf4"),
+    **{f"gptq-{kernel}": replace(STEPS[3], detail=f"({kernel})", kernel=kernel) for kernel in KERNELS},
+    "13b-bf16": replace(STEPS[2], model="13B", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
+    "13b-int8": replace(STEPS[1], model="13B", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
+    "13b-nf4": replace(STEPS[1], model="13B", format="nf4", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
+}
+
+

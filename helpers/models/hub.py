@@ -1,0 +1,365 @@
+"""May I read this repository of the Hugging Face Hub? The token's place, gated repositories, and why the Hub said no.
+
+The token itself is never returned, printed or written by this module: the library finds it where it lies. What is
+fetched is announced, resumable and verified; what goes wrong is one sentence, and nothing complete is lost. First used in notebook 00.
+"""
+
+import errno
+import hashlib
+import os
+import sys
+import time
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+
+from helpers import machine
+from helpers.errors import CheckpointError, NotEnoughMemoryError
+from helpers.models import files
+
+MIRRORS = {f"meta-llama/Llama-2-{size}-hf": f"NousResearch/Llama-2-{size}-hf" for size in ("7b", "13b")}  # ungated, with the same weights
+OUR_MISTAKES = (ImportError, AttributeError, NameError, TypeError, KeyError)  # never to be explained as the Hub's
+SAMPLE = 8_000_000  # bytes fetched to measure the network's speed
+TRIES, TIMEOUT, LONGEST_WAIT = 3, 5, 30  # TIMEOUT and LONGEST_WAIT in seconds
+FULL = "the disk is full: make room, or set HF_HOME to a folder on another disk and restart the kernel"
+WITHOUT = "or set TIER=embedded to go on without the Hub"
+_place = {}
+
+
+def token_place():
+    """Say where a token was found ("the environment variable HF_TOKEN", …), or return None if there is none.
+
+    Order: environment; Kaggle's secret, which is put into the environment of this process, because the library does not know it; the
+    login saved on the disk and Colab's secret (huggingface_hub.get_token knows both).
+    """
+    from huggingface_hub import constants, get_token
+
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return _place.get("kaggle", "the environment variable HF_TOKEN")
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        try:
+            from kaggle_secrets import UserSecretsClient
+
+            os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")
+            _place["kaggle"] = "Kaggle's secret HF_TOKEN"
+            return _place["kaggle"]
+        except Exception:  # no such secret, not attached to this notebook, no internet: Kaggle raises several kinds
+            pass
+    if get_token():
+        return "the login saved on this disk" if os.path.isfile(constants.HF_TOKEN_PATH) else "Colab's secret HF_TOKEN"
+    return None
+
+
+def ask_for_token():
+    """Show a field for a token and a button that logs in (huggingface_hub.login checks and saves the token). Waits for nothing."""
+    import ipywidgets
+    from huggingface_hub import constants, login
+    from IPython.display import display
+
+    field = ipywidgets.Password(placeholder="hf_…", description="Token:")
+    button, answer = ipywidgets.Button(description="Log in"), ipywidgets.Label()
+
+    def log_in(_):
+        token, field.value = field.value.strip(), ""
+        try:
+            login(token=token)
+            constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = False  # an earlier token may have been ignored
+            whether.cache_clear()
+            answer.value = "Logged in: run this notebook's cells again."
+        except ValueError as error:  # the library's own words; they do not repeat the token
+            answer.value = f"Not logged in: {error}"
+        except Exception as error:
+            answer.value = f"Not logged in: {why(error, 'your account')}."
+
+    button.on_click(log_in)
+    display(ipywidgets.HBox([field, button, answer]))
+
+
+@lru_cache
+def whether(repository, revision="main"):
+    """Return (repository or its ungated mirror, sentence). The sentence is empty where the repository itself can be read.
+
+    In strict mode (the environment variable HUB_STRICT=1), and where a revision is pinned, there is no mirror. A token that is not
+    valid closes open repositories too: it is ignored then. Raises CheckpointError where nothing can be read; where the Hub does not
+    answer, a repository that is in the cache will do.
+    """
+    token = token_place()  # asked first: it puts Kaggle's secret where the library finds it
+    reason, status = refusal(repository, revision)
+    if not reason:
+        return repository, ""
+    if status is None or status == 429 or status >= 500:
+        for name in filter(None, (repository, MIRRORS.get(repository))):
+            if cached_path(name, "config.json", revision):
+                return name, f"{name} comes from the cache on this disk ({reason})."
+    if status == 401 and token:
+        ignore_token()
+        if not refusal(repository, revision)[0]:
+            return repository, f"No token was sent for {repository}, which needs none: {reason}."
+    strict = os.environ.get("HUB_STRICT", "0") not in ("", "0")
+    if status not in (401, 403, 404) or repository not in MIRRORS or strict or revision != "main":
+        because = " HUB_STRICT is set, so no mirror takes its place." if strict and repository in MIRRORS else ""
+        raise CheckpointError(f"{repository} cannot be read: {reason}.{because} Then try again, {WITHOUT}.")
+    mirror = MIRRORS[repository]
+    return mirror, f"{mirror} instead of {repository}, because {reason}. The same weights, and Meta's licence applies to them too."
+
+
+def refusal(repository, revision="main"):
+    """Return (why ``repository`` cannot be read with the token that is there, HTTP status), or ("", None) if it can."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        patiently(lambda: get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=TIMEOUT))
+        return "", None
+    except OUR_MISTAKES:
+        raise
+    except Exception as error:
+        return why(error, repository), status_of(error)
+
+
+def silence(repository):
+    """Return why the Hub does not answer for the open ``repository``, or "" if it does. No token is sent."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi(token=False).model_info(repository, timeout=TIMEOUT)
+        return ""
+    except OUR_MISTAKES:
+        raise
+    except Exception as error:
+        return why(error, repository)
+
+
+def speed(repository, file):
+    """Bytes a second from the Hub, measured on the first 8 MB of ``file`` or one second of it; None if nothing came."""
+    from huggingface_hub import get_session, hf_hub_url
+
+    count, headers = 0, {"Range": f"bytes=0-{SAMPLE - 1}"}
+    try:
+        with get_session().stream("GET", hf_hub_url(repository, file), headers=headers, timeout=3, follow_redirects=True) as answer:
+            started = time.perf_counter()
+            for chunk in answer.iter_raw() if answer.status_code < 400 else ():  # as it comes
+                count += len(chunk)
+                if time.perf_counter() - started > 1 or count >= SAMPLE:
+                    break
+        return count / max(time.perf_counter() - started, 1e-6) if count else None
+    except OUR_MISTAKES:
+        raise
+    except Exception:
+        return None
+
+
+def patiently(action):
+    """Return ``action()``, tried again, TRIES times in all, where the Hub is busy, has a passing problem or cuts the connection."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            return action()
+        except Exception as error:
+            status, names = status_of(error), kinds(error)
+            passing = status is not None and (status == 429 or status >= 500) or {"RemoteProtocolError", "ReadError"} & names
+            if not passing or attempt == TRIES:
+                raise
+            asked = _retry_after(error) or ""
+            time.sleep(min(int(asked), LONGEST_WAIT) if asked.isdigit() else attempt)
+
+
+def why(error, repository):
+    """Say in a clause why the Hub, the network or the disk stopped ``error``, and what to do."""
+    chain = _chain(error)
+    names = kinds(error)
+    said = " ".join(str(getattr(link, "server_message", None) or link) for link in chain)
+    status = status_of(error)
+    if "OfflineModeIsEnabled" in names:
+        return "HF_HUB_OFFLINE is set, so only what is in the cache can be loaded: unset it and restart the kernel"
+    if status == 401 and ("Invalid credentials" in said or "Invalid user token" in said or token_place()):
+        return f"your token ({token_place() or 'the one given'}) is not valid: make a new one on https://huggingface.co/settings/tokens"
+    if "GatedRepoError" in names and status == 401:
+        return (
+            f"it asks for a licence and you have no token: accept the licence on https://huggingface.co/{repository}, make a read token"
+            " on https://huggingface.co/settings/tokens and log in with it in notebook 00"
+        )
+    if "GatedRepoError" in names and "await" in said:
+        return "your request for access is still being reviewed: wait for the e-mail (minutes to two days)"
+    if "GatedRepoError" in names and "rejected" in said:
+        return "your request for access was rejected by its owners"
+    if "GatedRepoError" in names:
+        return f"its licence is not accepted yet: accept it on https://huggingface.co/{repository} with the account of your token"
+    if "RevisionNotFoundError" in names:
+        return "it has no such revision: check the branch or commit"
+    if "RepositoryNotFoundError" in names:
+        return "it does not exist, or it is private: check the name"
+    if status == 404:
+        return "it lacks a file that this step needs"
+    if status == 403:
+        return "your token may not read it: give the token the right to read gated repositories"
+    if status == 429:
+        wait = _retry_after(error)
+        return f"the Hub asks you to wait{f' {wait} seconds' if wait else ''} (HTTP 429, too many requests)"
+    if status and status >= 500:
+        return f"the Hub has a problem of its own (HTTP {status}): wait some minutes"
+    if status:
+        return f"the Hub refused it (HTTP {status})"
+    if "No space left" in said:  # hf_xet says it in words
+        return FULL
+    for link in chain:
+        if isinstance(link, OSError) and link.errno == errno.ENOSPC:
+            return FULL
+        if isinstance(link, OSError) and link.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return f"the cache cannot be written ({link.filename or 'read-only'}): set HF_HOME to a folder that you may write to and restart the kernel"
+    if "Consistency check failed" in said:
+        return "a file arrived with a wrong length and was thrown away"
+    if "resolve" in said or "Name or service" in said or "getaddrinfo" in said or "name resolution" in said:
+        return "the name of the Hub cannot be resolved (DNS): check the network (on Kaggle: Settings > Turn on internet)"
+    if "TimeoutException" in names or "TimeoutError" in names:
+        return "the Hub does not answer in time: check the network"
+    return f"the Hub cannot be reached ({type(chain[-1]).__name__}): check the network (on Kaggle: Settings > Turn on internet)"
+
+
+def _chain(error):
+    """``error`` and what caused it, outermost first."""
+    links = []
+    while error is not None and error not in links:
+        links.append(error)
+        error = error.__cause__ or error.__context__
+    return links
+
+
+def kinds(error):
+    """The names (set of str) of the classes of ``error`` and of what caused it."""
+    return {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
+
+
+def _answer(error):
+    """The HTTP response behind ``error``, or None if there was no answer."""
+    answers = (getattr(link, "response", None) for link in _chain(error))
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def status_of(error):
+    """HTTP status behind ``error``, or None if there was no answer."""
+    answer = _answer(error)
+    return None if answer is None else answer.status_code
+
+
+def _retry_after(error):
+    answer = _answer(error)
+    return None if answer is None else answer.headers.get("Retry-After")
+
+
+def cached_path(repository, file, revision):
+    """Path of a repository's file in the cache on this disk, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, file, revision=revision)
+    return path if isinstance(path, str) else None  # it has a mark of its own for files that are known not to exist
+
+
+def ignore_token():
+    """Send no token from now on in this process: what the library's HF_HUB_DISABLE_IMPLICIT_TOKEN does at start."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+    print("The token is ignored until this kernel is restarted.", file=sys.stderr)
+
+
+WANTED = ("config.json", "generation_config.json", "*token*", "*.safetensors", "*.safetensors.index.json", "quantize_config.json")
+
+
+def fetch(step):
+    """Bring the files of ``step`` (from the Hub) into the library's cache, unless a complete copy is there.
+
+    Files that are complete stay when a later one fails. With hf_xet, the library fetches and verifies; without it (not installed, or
+    HF_HUB_DISABLE_XET=1) files go on where an interrupted run left them, and their SHA-256 is compared with the Hub's.
+    Raises CheckpointError, or NotEnoughMemoryError before the first byte if the disk has too little room.
+    """
+    repository = step.checkpoint
+    if cached(repository, step.revision, step.format):
+        return
+    _bring(repository, step.revision, WANTED, "*.safetensors", "no safetensors files, and the course reads no other kind")
+
+
+def fetch_file(repository, name, revision="main"):
+    """Return the path of one file of a repository, fetched like ``fetch`` does unless it is in the cache. Raises what ``fetch`` raises."""
+    path = cached_path(repository, name, revision)
+    if path is None:
+        _bring(repository, revision, (name,), name, f"no file {name}")
+        path = cached_path(repository, name, revision)
+    return Path(path)
+
+
+def _bring(repository, revision, wanted, needed, lacking):
+    """Bring the files that match ``wanted`` (patterns) into the cache. needed: a pattern of which there must be one; lacking: words for none."""
+    from huggingface_hub import HfApi, constants
+
+    about = _try(lambda: HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=2 * TIMEOUT), repository)
+    files = [f for f in about.siblings if any(fnmatch(f.rfilename, pattern) for pattern in wanted)]
+    if not any(fnmatch(f.rfilename, needed) for f in files):
+        raise CheckpointError(f"{repository} has {lacking}: choose another repository.")
+    missing = [f for f in files if cached_path(repository, f.rfilename, about.sha) is None]
+    need, cache = sum(f.size or 0 for f in missing), Path(constants.HF_HUB_CACHE)
+    free = machine.disk(cache)
+    if need > free:
+        raise NotEnoughMemoryError(
+            f"{repository} still needs {need / 1e9:.1f} GB and the disk of {cache} has {free / 1e9:.1f} GB free: make room, or set"
+            " HF_HOME to a folder on another disk and restart the kernel."
+        )
+    if need > 1e6:
+        print(f"Fetching {repository}: {need / 1e9:.2f} GB in {len(missing)} files (of {len(files)}) to {cache}.", flush=True)
+    done = len(files) - len(missing)
+    try:
+        for file in missing:
+            _try(lambda: _fetch_file(repository, file, about.sha, revision), repository, f" ({done} of {len(files)} files are here and stay)")
+            done += 1
+    except KeyboardInterrupt:
+        raise CheckpointError(f"Interrupted: {done} of {len(files)} files are here and stay. Run the cell again to go on.") from None
+
+
+def config(repository, revision="main"):
+    """Return the folder of the repository's config.json, fetched if it is not in the cache. Raises CheckpointError."""
+    from huggingface_hub import hf_hub_download
+
+    path = cached_path(repository, "config.json", revision)
+    return Path(path or _try(lambda: hf_hub_download(repository, "config.json", revision=revision), repository)).parent
+
+
+def cached(repository, revision, format):
+    """Whether a complete checkpoint in ``format`` is in the cache (its headers say so; the weights are not read)."""
+    path = cached_path(repository, "config.json", revision)
+    if path is None:
+        return False
+    try:
+        files.check_folder(Path(path).parent, format)
+        return True
+    except CheckpointError:
+        return False
+
+
+def _fetch_file(repository, file, commit, revision):
+    """Bring one file into the cache."""
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import http_get, is_xet_available, repo_folder_name
+    from huggingface_hub.utils import build_hf_headers
+
+    if file.lfs is not None and (constants.HF_HUB_DISABLE_XET or not is_xet_available()):
+        blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "blobs"
+        blobs.mkdir(parents=True, exist_ok=True)
+        part = blobs / f"{file.lfs.sha256}.part"
+        with open(part, "ab") as target:
+            url = hf_hub_url(repository, file.rfilename, revision=commit)
+            http_get(url, target, resume_size=target.tell(), headers=build_hf_headers(), expected_size=file.lfs.size, displayed_filename=file.rfilename)
+        with open(part, "rb") as written:
+            arrived = hashlib.file_digest(written, "sha256").hexdigest()
+        if arrived != file.lfs.sha256:
+            part.unlink()
+            raise CheckpointError(f"{file.rfilename} of {repository} arrived damaged and was thrown away: run the cell again to fetch it anew.")
+        part.replace(blobs / file.lfs.sha256)
+    hf_hub_download(repository, file.rfilename, revision=revision)
+
+
+def _try(action, repository, state=""):
+    """Return ``action()``, tried again where the problem may pass. Raises CheckpointError, a sentence."""
+    try:
+        return patiently(action)
+    except (CheckpointError, *OUR_MISTAKES):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{repository} cannot be fetched: {why(error, repository)}{state}. Then run the cell again, {WITHOUT}.") from None

@@ -1,0 +1,1 @@
+"""What tests start or talk to: a Hub on this machine, another tool's clock. Nothing here is a test."""

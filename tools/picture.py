@@ -1,0 +1,69 @@
+"""Draw the README's picture, and say the same as a sentence: ``python -m tools.picture``.
+
+Source: ``data/recorded/cpu-2-cores-engines-llama-2/engines.jsonl``, Llama-2 7B's shapes with random weights on two CPU cores, as notebooks
+11 and 12 measured them. A test compares the README's text with the sentence.
+"""
+
+from helpers import ledger
+from tools import ROOT
+
+ROWS = ROOT / "data" / "recorded" / "cpu-2-cores-engines-llama-2" / "engines.jsonl"
+FILE = ROOT / "docs" / "fewer_bits.png"
+BITS = {16: ("bf16",), 8: ("int8", "Q8_0"), 4: ("gptq", "Q4_0", "Q4_K_M", "int4")}  # formats of the article's library, types of other programs
+
+
+def figures():
+    """Return {bits: (GB, pieces of words a second as in the article, the same with the fastest other program or None)}."""
+    rows, found = ledger.read(ROWS, engine=None), {}
+    for bits, (usual, *others) in BITS.items():
+        (own,) = [row for row in rows if "engine" not in row and row["format"] == usual]
+        speeds = [1 / row["tpot_s"] for row in rows if "engine" in row and any(name in row["title"].split() for name in others)]
+        found[bits] = own["weight_bytes"] / 1e9, 1 / own["tpot_s"], max(speeds, default=None)
+    return found
+
+
+def text():
+    """The picture as a sentence: its alternative text."""
+    (large, slow, _), (middle, usual_8, other_8), (small, usual_4, other_4) = figures().values()
+    return (
+        f"One language model, each of its numbers stored in 16, 8 or 4 bits, on two processor cores: its size is {large:.1f}, {middle:.1f} or"
+        f" {small:.1f} GB; loaded as in the article it writes {slow:.1f}, {usual_8:.1f} or {usual_4:.1f} pieces of words a second, with the fastest"
+        f" other program {other_8:.1f} in 8 bits and {other_4:.1f} in 4 bits"
+    )
+
+
+def draw(path=FILE):
+    """Draw the picture and save it as ``path``."""
+    from matplotlib.figure import Figure
+
+    found = figures()
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    size, speed = figure.subplots(1, 2)
+    names = [f"{bits} bits" for bits in found]
+    parts = size.bar(names, [row[0] for row in found.values()], 0.55, color="#0072b2")
+    size.bar_label(parts, fmt="%.1f GB", padding=2)
+    size.set_title("Fewer bits for each number:\nthe model is smaller …", fontsize=11, loc="left")
+    for side, place, colour, hatch, name in (
+        (-0.2, 1, "#0072b2", "", "with the library of the article"),
+        (0.2, 2, "#e69f00", "//", "with the fastest other program"),
+    ):
+        places = [x for x, row in enumerate(found.values()) if row[place]]
+        parts = speed.bar(
+            [x + side for x in places], [row[place] for row in found.values() if row[place]], 0.38, color=colour, hatch=hatch, edgecolor="white", label=name
+        )
+        speed.bar_label(parts, fmt="%.1f", padding=2)
+    speed.set_xticks(range(len(names)), names)
+    speed.set_title("… and faster. How much depends on the program\n(pieces of words written a second)", fontsize=11, loc="left")
+    speed.legend(frameon=False, loc="upper left")
+    for axes in (size, speed):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.set_yticks([])
+        axes.margins(y=0.15)
+    date = ledger.read(ROWS, engine=None)[0]["date"][:10]
+    figure.supxlabel(f"A model of Llama-2 7B's shape (random numbers), on two cores of an AMD EPYC, no graphics card. Recorded on {date}.", fontsize=8.5)
+    figure.savefig(path, dpi=110, metadata={"Software": None, "Description": text()})
+
+
+if __name__ == "__main__":
+    draw()
+    print(f"{FILE.relative_to(ROOT)}: {text()}.")
