@@ -7,7 +7,7 @@ notebooks and the README. Run again, it changes no byte.
 import re
 import sys
 
-from helpers.article import ROOT
+from helpers import ROOT
 
 REPOSITORY = "OWNER/NAME"  # of the course on GitHub; OWNER/NAME: not published yet
 UNSET = "OWNER/NAME"
@@ -22,7 +22,6 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 START, END = "<!-- navigation: make badges writes it -->", "<!-- /navigation -->"
-
 SETUP = """\
 import os, sys  # set-up, the same in every notebook: fetches the course if this notebook was opened alone, and adds what is missing
 course = next((d for d in ("..", ".", "course") if os.path.isfile(f"{d}/helpers/setup.py")), "course")

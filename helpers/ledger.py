@@ -1,4 +1,7 @@
-"""What was measured so far? An append-only file of JSON lines, one row a measured step: ``results/ledger.jsonl``."""
+"""What was measured so far? An append-only file of JSON lines, one row a measured step: ``results/ledger.jsonl``.
+
+First used in notebook 01.
+"""
 
 import json
 import os
@@ -9,11 +12,13 @@ from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
 
-from helpers import access
-from helpers.article import ROOT
-from helpers.setup import installed
-from helpers.steps import STEPS
-from helpers.tiers import TIERS, device_of
+from helpers import ROOT, loading, machine
+from helpers.errors import CourseError
+from helpers.models import choose
+from helpers.models.catalogue import STEPS
+from helpers.models.choose import TIERS
+from helpers.setup import installed, results_dir
+from helpers.timing import measure
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
@@ -25,30 +30,21 @@ REQUIRED = {
 KNOWN = {"step": {0, *STEPS}, "tier": {*TIERS, "own"}}
 
 
-def results_dir():
-    """The folder for everything that a run leaves: the environment variable RESULTS_DIR, by default ``results/`` in the project."""
-    folder = ROOT / (os.environ.get("RESULTS_DIR") or "results")  # a relative path counts from the project
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def make_row(step, timing, model, prediction=None):
     """Return the ledger row (a dict that JSON can hold) of ``timing``, measured on ``model``, which ``step`` loaded.
 
     user_s, sys_s, cpu_total_s, wall_s and ttft_s are those of the cold call, as in the article. Times in seconds, sizes in bytes.
     prediction: the reader's guess of wall_s, or None.
     """
-    from helpers.loading import weight_bytes
-
     layer = model.model.layers[0].self_attn.q_proj
     return measured(timing) | {
         "step": step.number,  # 0 for a variant
         "variant": step.name,
         "title": step.title,
         "tier": step.tier,
-        "device": device_of(model),
-        "checkpoint": Path(step.checkpoint).name if step.is_folder else step.checkpoint,
-        "revision": _commit(step),
+        "device": machine.device_of(model),
+        "checkpoint": step.place,
+        "revision": None if step.is_folder else step.folder.name,  # the commit: the cache keeps each in a folder of that name
         "format": step.format,
         "dtype": str(model.dtype).removeprefix("torch."),
         "layer_class": type(layer).__name__,
@@ -57,7 +53,7 @@ def make_row(step, timing, model, prediction=None):
         "parameters": step.shape.parameters,
         "weight_bytes": step.bytes,
         "read_bytes": step.shape.read_bytes(step.format),  # of these, what one decoded token reads at least
-        "weight_bytes_loaded": weight_bytes(model),  # as the kernel has arranged them for itself
+        "weight_bytes_loaded": loading.weight_bytes(model),  # as the kernel has arranged them for itself
     }
 
 
@@ -138,6 +134,34 @@ def latest(rows, tier, device):
     return dict(sorted(chosen.items()))
 
 
+def steps(tier, missing=(), **options):
+    """Return {number: row} of the steps on ``tier`` on this machine, in the steps' order, each the newest.
+
+    Steps of ``missing`` (numbers) that the ledger lacks are loaded and measured now; one that cannot be is left out, with a sentence.
+    options: as for timing.measure; what is measured with any does not go into the ledger.
+    """
+    rows = latest(read(), tier, machine.device_name())
+    for number in missing:
+        if number not in rows:
+            try:
+                rows[number] = measure_step(choose.get_step(number, tier), **options)
+                if not options:
+                    append(rows[number])
+            except CourseError as error:
+                print(f"Step {number} is missing: {error}")
+    return dict(sorted(rows.items()))
+
+
+def measure_step(step, **options):
+    """Load ``step``, measure it with timing.measure's ``options``, free it again, and return its row."""
+    try:
+        model, tokenizer = loading.load(step)
+        return make_row(step, measure(model, tokenizer, **options), model)
+    finally:
+        model = None
+        loading.release()
+
+
 def _problem(row):
     """Why ``row`` is not a row of this ledger, or None."""
     if not isinstance(row, dict) or row.get("schema") != SCHEMA:
@@ -159,9 +183,7 @@ def _last_byte(descriptor, size):
     return os.read(descriptor, 1)
 
 
-def _commit(step):
-    """The commit of the Hub repository that was loaded (the cache keeps each in a folder of that name); None for a folder."""
-    if step.is_folder:
-        return None
-    path = access.cached_path(step.checkpoint, "config.json", step.revision)
-    return Path(path).parent.name if path else None
+def recorded_rows():
+    """Return the ledger rows of all recorded runs (``data/recorded/*/ledger.jsonl``), each with the key "recorded": the run's name."""
+    paths = sorted((ROOT / "data" / "recorded").glob("*/ledger.jsonl"))
+    return [row | {"recorded": path.parent.name} for path in paths for row in read(path)]

@@ -2,19 +2,25 @@
 
 One decoded token must read all weights and the whole KV cache once, and multiply with each weight once. A machine reads so many bytes and
 does so many operations a second: the longer of the two times is the floor (roofline; Williams, Waterman and Patterson, 2009,
-https://doi.org/10.1145/1498765.1498785). The names: TPOT is the time per output token.
+https://doi.org/10.1145/1498765.1498785). This machine's rates are measured; others' stand in ``data/hardware.json``, from the makers' data
+sheets. The names: TPOT is the time per output token. First used in notebook 00.
 """
 
+import html
 import json
+import time
 from dataclasses import dataclass
 
-from helpers import fit, hardware, ledger, tiers
-from helpers.article import ROOT
+from helpers import ROOT, ledger, machine
 from helpers.errors import CourseError
-from helpers.steps import FORMATS, LLAMA_2, Shape
-from helpers.words import closeness, seconds
+from helpers.models import choose
+from helpers.models.catalogue import FORMATS, LLAMA_2, STEPS, GroupedShape
+from helpers.timing import seconds
 
-PUBLISHED = ROOT / "data" / "published_speed.json"
+LARGEST = 2**29  # bytes of the buffer: more than a large server's cache, and filled in a quarter of a second
+SMALLEST = 2**20  # below this, the start of a kernel takes longer than the reading
+BUDGET = 0.35  # seconds of reading, after one warm-up read of each kernel
+HARDWARE, PUBLISHED = ROOT / "data" / "hardware.json", ROOT / "data" / "published_speed.json"
 LIKE_STEPS = ("", "1", "2", "3", "4", "fp16", "nf4", "13b-bf16", "13b-int8", "13b-nf4")  # steps and variants with their usual kernel and settings
 
 
@@ -22,30 +28,96 @@ class EstimateError(CourseError, ValueError):
     """A calculation that was asked for with a value that makes no sense."""
 
 
-@dataclass(frozen=True)
-class GroupedShape(Shape):
-    """A Shape with grouped-query attention and, if ``tied``, one table for embedding and output head.
+def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
+    """Return the read bandwidth of ``device``'s memory over a working set of ``size`` bytes, in bytes per second.
 
-    kv_size: width of the keys, and of the values, of one token. (Ainslie et al., 2023, https://arxiv.org/abs/2305.13245)
+    The fastest of repeated reads by a few real kernels of torch (sums, matrix-vector products), each of which reads every byte once, as
+    decoding reads the weights: what no model's kernels should beat. Best of several, after a warm-up, is the rule of STREAM (McCalpin,
+    1995, https://www.cs.virginia.edu/stream/); unlike STREAM, nothing is written. A ``size`` that fits into a cache gives the cache's
+    bandwidth: a small model is read from there as well. size: kept between 1 MiB and 512 MiB, and below a quarter of the free memory.
+    On a CPU, all threads and one thread are both tried, because on a busy machine threads wait for each other. Raises DeviceError if
+    there is no such device. device: as for machine.get_device.
     """
+    import torch
 
-    kv_size: int = 0
-    tied: bool = False
+    device = machine.get_device(device)
+    on_gpu = device.startswith("cuda")
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else machine.host_memory()[1]
+    size = int(max(SMALLEST, min(size, LARGEST, free / 4))) // SMALLEST * SMALLEST
+    buffer = torch.ones(size // 4, device=device)  # ones, not zeros: the system maps untouched zeros to a single page
+    threads = torch.get_num_threads()
+    try:
+        return max(_fastest(_kernels(buffer), size, device, clock, count, BUDGET / 2) for count in ((threads,) if on_gpu else {threads, 1}))
+    finally:
+        torch.set_num_threads(threads)
+        del buffer
+        _give_back(device)
 
-    def linears(self):
-        h, i = self.hidden_size, self.intermediate_size
-        return [(h, h), (h, self.kv_size), (h, self.kv_size), (h, h), (h, i), (h, i), (i, h)]
 
-    @property
-    def other_parameters(self):
-        return super().other_parameters - self.tied * self.vocab_size * self.hidden_size
+def flops(device=None, dtype=None, clock=time.perf_counter):
+    """Return the floating-point operations per second of matrix products in ``dtype`` on ``device``: the roof of a roofline.
 
-    @property
-    def kv_bytes_per_token(self):
-        return 2 * self.num_hidden_layers * self.kv_size * 2
+    Best of several products of two square matrices, 2 x n^3 operations each (Williams, Waterman and Patterson, 2009, "Roofline",
+    https://doi.org/10.1145/1498765.1498785). dtype: a torch.dtype, by default bfloat16. Raises DeviceError if there is no such device.
+    """
+    import torch
 
-    def read_bytes(self, format):
-        return self.weight_bytes(format) if self.tied else super().read_bytes(format)
+    device = machine.get_device(device)
+    threads, rates = torch.get_num_threads(), []
+    for side in (4096,) if device.startswith("cuda") else (512, 1024):  # the small one for busy machines, the large one for many cores
+        a, b = (torch.ones(side, side, device=device, dtype=dtype or torch.bfloat16) for _ in range(2))
+        rates.append(_fastest([lambda a=a, b=b: a @ b], 2 * side**3, device, clock, threads, BUDGET / 2))
+    del a, b
+    _give_back(device)
+    return max(rates)
+
+
+def duration(call, device, calls=1, clock=time.perf_counter):
+    """Return the seconds that one ``call()`` takes on ``device``, the mean of ``calls`` in a row; on a GPU its work is waited for."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    start = clock()
+    for _ in range(calls):
+        call()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return (clock() - start) / calls
+
+
+def _kernels(buffer):
+    """Functions that read every byte of ``buffer`` once: sum, maximum, and matrix-vector products in float32 and, on a GPU, float16."""
+    import torch
+
+    kernels = [buffer.sum, buffer.amax]
+    for dtype in (torch.float32, *((torch.float16,) if buffer.is_cuda else ())):  # 16-bit products are slow on many CPUs
+        matrix = buffer.view(dtype).view(-1, 4096)
+        kernels.append(lambda matrix=matrix, vector=torch.ones(4096, dtype=dtype, device=buffer.device): matrix @ vector)
+    return kernels
+
+
+def _fastest(kernels, work, device, clock, threads, budget):
+    """Return the highest rate, ``work`` per second, that a call of one of ``kernels`` reached; each is called at least twice."""
+    import torch
+
+    torch.set_num_threads(threads)
+    calls = 1 if device == "cpu" else max(8, 2**32 // work)  # a CPU's short call escapes other programs; a GPU's kernels must queue
+    for kernel in kernels:
+        duration(kernel, device, calls, clock)  # warm-up: pages, clock rate, compiled or chosen kernels
+    best, start = float("inf"), clock()
+    while True:
+        best = min(best, *(duration(kernel, device, calls, clock) for kernel in kernels))
+        if clock() - start > budget:
+            return work / best
+
+
+def _give_back(device):
+    """Let the GPU's driver have the memory again that torch keeps for later, so that a model can be loaded into it."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.empty_cache()
 
 
 def models():
@@ -55,19 +127,36 @@ def models():
 
 
 def machines():
-    """Return {name: machine} of ``data/hardware.json``; a machine is a dict as helpers.hardware.machines returns it."""
-    return {machine["name"]: machine for machine in hardware.machines()}
+    """Return {name: machine}; a machine is a dict: name, memory in GB, bandwidth in GB/s, tflops and capability or None, source."""
+    return {machine["name"]: machine for machine in json.loads(HARDWARE.read_text(encoding="utf-8"))["machines"]}
 
 
-def this_machine(bandwidth, flops, device=None):
-    """Return the machine at hand as a dict like those of ``machines``: bandwidth in bytes/s and flops in operations/s are measured ones."""
+def this_machine(device=None):
+    """Return the machine at hand as a dict like those of ``machines`` and its device; bandwidth (GB/s) and tflops are measured now."""
     import torch
 
-    from helpers import machine
-
-    device = tiers.get_device(device)
+    device = machine.get_device(device)
     memory = torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else machine.host_memory()[0]
-    return {"name": tiers.device_name(device), "memory": memory / 1e9, "bandwidth": bandwidth / 1e9, "tflops": flops / 1e12}
+    rates = {"bandwidth": bandwidth(device) / 1e9, "tflops": flops(device) / 1e12}
+    return {"name": machine.device_name(device), "device": device, "memory": memory / 1e9} | rates
+
+
+def floor_table(model):
+    """Return for each machine the most tokens a second it could decode of Llama-2 ``model`` ("7B", "13B"), batch 1 (pandas.DataFrame).
+
+    Bandwidth / bytes that one token must read (Shape.read_bytes); NaN where the weights do not fit. A bound, not a measurement: kernels
+    stay below it.
+    """
+    import pandas as pd
+
+    shape, lines = LLAMA_2[model], {}
+    for machine in machines().values():
+        line = {"memory": f"{machine['memory']} GB", "bandwidth": f"{machine['bandwidth']:,} GB/s"}
+        for format in ("bf16", "int8", "gptq"):  # the article's
+            fits = shape.weight_bytes(format) <= machine["memory"] * 1e9
+            line[f"{FORMATS[format]}, tokens/s"] = round(machine["bandwidth"] * 1e9 / shape.read_bytes(format), 1) if fits else float("nan")
+        lines[machine["name"]] = line
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("machine")
 
 
 def operations(shape, context=0):
@@ -79,6 +168,55 @@ def step_bytes(shape, format, context, batch=1, group_size=128):
     """Bytes that one decoding step must read: the weights once for all ``batch`` sequences, and the KV cache of each (``context`` tokens)."""
     embedding = shape.weight_bytes(format) - shape.read_bytes(format)
     return shape.weight_bytes(format, group_size) - embedding + batch * context * shape.kv_bytes_per_token
+
+
+def crossover(shape, format):
+    """Tokens of context (all sequences together) from which on the KV cache is as many bytes to read as the weights."""
+    return shape.read_bytes(format) / shape.kv_bytes_per_token
+
+
+def with_floor(rows, device=None, speeds=()):
+    """Return ``rows`` with the floor of a token: bandwidth_bytes_per_s, and floor_tpot_s, the seconds that reading its bytes takes at that.
+
+    The bytes are the row's floor_bytes (weights and KV cache), without that key its read_bytes (the weights alone). The bandwidth of
+    ``device`` is measured now, over as many bytes as the weights are: a small model is read from the cache. What can be read from a larger
+    set of bytes can be read from a smaller one too, so the best of those counts. speeds: [(bytes, bytes a second)] measured before.
+    """
+    speeds = [*speeds, *((size, bandwidth(device, size)) for size in {row["read_bytes"] for row in rows})]
+    found = []
+    for row in rows:
+        best = max(speed for size, speed in speeds if size >= min(row["read_bytes"], LARGEST))
+        found.append(row | {"bandwidth_bytes_per_s": best, "floor_tpot_s": row.get("floor_bytes", row["read_bytes"]) / best})
+    return found
+
+
+def refusal(row, rows):
+    """Why ``row`` cannot be right: a token faster than its bytes can be read, at the best bandwidth seen in ``rows``; "" if nothing is wrong."""
+
+    def working_set(row):
+        return min(row["floor_bytes"], LARGEST) // 2**20
+
+    best = max(r["bandwidth_bytes_per_s"] for r in [row, *rows] if r["device"] == row["device"] and working_set(r) == working_set(row))
+    floor = row["floor_bytes"] / best
+    fastest = min(min(call["wall"] - call["ttft"] for call in row["warm"]) / max(row["new_tokens"] - 1, 1), row["warm_ttft_s"])
+    if row["new_tokens"] > 1 and fastest < floor:
+        return (
+            f"{row['title']}: {fastest * 1e3:.3g} ms a token is less than the {floor * 1e3:.3g} ms that reading its {row['floor_bytes']:,} bytes takes at "
+            f"{best / 1e9:.1f} GB/s. This is an error of the measurement, so it was not written down: run it again when the machine is quiet."
+        )
+    return ""
+
+
+def steps(tier, **options):
+    """Return {number: row} of the article's four steps on ``tier`` and this machine, see ledger.steps, each with its floor and operations.
+
+    floor_bytes: of the weights and the KV cache at half of the answer. operations: of one token, in floating point.
+    """
+    rows = ledger.steps(tier, STEPS, **options)
+    for number, row in rows.items():
+        shape, context = choose.get_step(number, tier).shape, row.get("prompt_tokens", 0) + row["new_tokens"] // 2
+        rows[number] = row | {"floor_bytes": step_bytes(shape, row["format"], context), "operations": operations(shape, context)}
+    return dict(zip(rows, with_floor(list(rows.values()))))
 
 
 @dataclass(frozen=True)
@@ -134,22 +272,11 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     weights, cache = shape.weight_bytes(format, group_size), batch * context * shape.kv_bytes_per_token
     reading = step_bytes(shape, format, context, batch, group_size) / (machine["bandwidth"] * 1e9)
     computing = batch * operations(shape, context) / (machine["tflops"] * 1e12) if machine.get("tflops") else 0
-    needed, floor = weights + cache + machine.get("cards", 1) * tiers.OVERHEAD, max(reading, computing)
+    needed, floor = weights + cache + machine.get("cards", 1) * choose.OVERHEAD, max(reading, computing)
     return Estimate(
-        machine["name"], format, context, batch, weights, cache, needed, machine["memory"] * 1e9, fit.verdict(needed, machine["memory"] * 1e9),
+        machine["name"], format, context, batch, weights, cache, needed, machine["memory"] * 1e9, choose.verdict(needed, machine["memory"] * 1e9),
         floor, "reading" if reading >= computing else "computing", efficiency, floor / efficiency if efficiency else None,
     )
-
-
-def crossover(shape, format):
-    """Tokens of context (all sequences together) from which on the KV cache is as many bytes to read as the weights."""
-    return shape.read_bytes(format) / shape.kv_bytes_per_token
-
-
-def recorded_rows():
-    """Return the ledger rows of all recorded runs (``data/recorded/*/ledger.jsonl``), each with the key "recorded": the run's name."""
-    paths = sorted((ROOT / "data" / "recorded").glob("*/ledger.jsonl"))
-    return [row | {"recorded": path.parent.name} for path in paths for row in ledger.read(path)]
 
 
 def efficiencies(rows):
@@ -172,8 +299,36 @@ def where(row):
     return f"{row['title']}, {row['tier']}, {row['device']}, {who}, {row['date'][:10]}"
 
 
-def score(prediction, actual):
-    """Say in a sentence how far the reader's ``prediction`` (tokens a second, or None) was from ``actual``."""
-    if prediction is None or prediction <= 0:
-        return f"At best {actual:,.1f} tokens a second. (You made no prediction.)"
-    return f"You said {prediction:,.1f} tokens a second, at best it is {actual:,.1f}: {closeness(prediction, actual, 'high', 'low')}."
+def calculator(efficiency=None, machine=None):
+    """Return the calculator, an ipywidgets.VBox (ipywidgets 7 and 8): five controls, and the result below them as text.
+
+    efficiency: what ``efficiencies`` returned, or None. machine: one that is added to those of ``machines``, e.g. this one.
+    The last child is the result (ipywidgets.HTML); a value that makes no sense is answered there with one sentence.
+    """
+    import ipywidgets
+
+    shapes, known = models(), ({machine["name"]: machine} if machine else {}) | machines()
+    layout = {"style": {"description_width": "6em"}, "layout": {"width": "36em"}}
+    controls = {
+        "shape": ipywidgets.Dropdown(options=list(shapes), description="model", **layout),
+        "format": ipywidgets.Dropdown(options=[(name, key) for key, name in FORMATS.items()], value="gptq", description="format", **layout),
+        "context": ipywidgets.IntText(value=512, description="context", **layout),
+        "batch": ipywidgets.IntText(value=1, description="batch", **layout),
+        "machine": ipywidgets.Dropdown(options=list(known), value="NVIDIA T4 (free Colab, Kaggle)", description="machine", **layout),
+    }
+    result = ipywidgets.HTML()
+
+    def show(_=None):
+        chosen = {name: control.value for name, control in controls.items()}
+        share, row = (efficiency or {}).get(chosen["format"], (None, None))
+        chosen |= {"shape": shapes[chosen["shape"]], "machine": known[chosen["machine"]]}
+        try:
+            text = str(estimate(**chosen, efficiency=share)) + (f"\nfrom      {where(row)}" if row else "")
+        except CourseError as error:
+            text = str(error)
+        result.value = f"<pre>{html.escape(text)}</pre>"
+
+    for control in controls.values():
+        control.observe(show, names="value")
+    show()
+    return ipywidgets.VBox([*controls.values(), result])

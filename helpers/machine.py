@@ -1,18 +1,22 @@
-"""What machine is this? Platform, GPU, memory, disk, network: asked without importing torch."""
+"""What machine is this? Platform, GPU, memory, disk, and how busy it is.
+
+The GPUs are asked of their driver, without importing torch, which comes in only where a device is to be used. First used in notebook 10.
+"""
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from helpers.errors import DeviceError, NotEnoughMemoryError
+
 OLDEST_CAPABILITY = (7, 5)  # Turing (T4, RTX 20): today's torch has no kernels for older GPUs, e.g. Kaggle's P100 (6.0)
 NATIVE_BF16 = (8, 0)  # Ampere: NVIDIA, CUDA C++ Programming Guide, table of arithmetic by compute capability
-SAMPLE = 8_000_000  # bytes fetched to measure the network's speed
 
 
 @dataclass(frozen=True)
@@ -119,18 +123,153 @@ def disk(folder):
     return shutil.disk_usage(folder).free
 
 
-def network_speed(repository, file):
-    """Bytes a second from the Hub, measured on the first 8 MB of ``file`` or one second of it; None if nothing came."""
-    from huggingface_hub import get_session, hf_hub_url
+def get_device(device=None):
+    """Return the torch device to use, as a string: ``device`` if this machine has it, by default the first GPU, else the CPU."""
+    old = unusable_gpu()
+    if old:
+        if str(device).startswith("cuda") or isinstance(device, int):
+            raise DeviceError(f"Today's PyTorch cannot use this GPU ({old}): leave the device out, or pass 'cpu'.")
+        return "cpu"
+    import torch
 
-    count = 0
-    headers = {"Range": f"bytes=0-{SAMPLE - 1}"}
-    with get_session().stream("GET", hf_hub_url(repository, file), headers=headers, timeout=3, follow_redirects=True) as answer:
-        started = time.perf_counter()
-        if answer.status_code >= 400:
-            return None
-        for chunk in answer.iter_raw():  # as it comes
-            count += len(chunk)
-            if time.perf_counter() - started > 1 or count >= SAMPLE:
-                break
-    return count / max(time.perf_counter() - started, 1e-6) if count else None
+    if device is None:
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{device}" if isinstance(device, int) else str(device)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(f"{device} was asked for, and this machine has no CUDA GPU: leave the device out, or pass 'cpu'.")
+    known = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    device = "cuda:0" if device == "cuda" else device
+    if device not in known:
+        raise DeviceError(f"There is no device {device!r} here: choose one of {', '.join(known)}.")
+    return device
+
+
+def gpu_count():
+    """How many GPUs torch can use here."""
+    if unusable_gpu():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def device_of(model):
+    """Name of the device that ``model`` is on, e.g. "Tesla T4"; where GPUs share it, of all of them: "Tesla T4 + Tesla T4"."""
+    places = getattr(model, "hf_device_map", {}).values()
+    gpus = sorted({f"cuda:{place}" for place in places if isinstance(place, int)} | {str(p) for p in places if str(p).startswith("cuda:")})
+    return " + ".join(map(device_name, gpus)) if len(gpus) > 1 else device_name(str(model.device))
+
+
+def device_name(device=None):
+    """Return the device in words: the GPU's product name, or the processor's with its number of usable cores."""
+    import torch
+
+    device = get_device(device)
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    name = platform.processor()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            name = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    threads = torch.get_num_threads()
+    return f"CPU ({name or platform.machine()}, {threads} thread{'s' * (threads != 1)})"
+
+
+def in_use(device):
+    """Bytes that this process uses on ``device``: allocated by torch on all GPUs, or the resident set on the host."""
+    import psutil
+    import torch
+
+    if device.startswith("cuda"):
+        return sum(torch.cuda.memory_allocated(n) for n in range(torch.cuda.device_count()))
+    return psutil.Process().memory_info().rss
+
+
+def peak(device, function):
+    """Call ``function`` and return the most bytes that were in use on ``device`` meanwhile, as ``in_use`` counts them.
+
+    On the host a thread reads the resident set every two milliseconds, which slows what runs beside it: never time the same call.
+    """
+    import threading
+
+    import torch
+
+    if device.startswith("cuda"):
+        gpus = range(torch.cuda.device_count())
+        for gpu in gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+        function()
+        return sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus)
+    highest, done = in_use(device), threading.Event()
+
+    def watch():
+        nonlocal highest
+        while not done.wait(0.002):
+            highest = max(highest, in_use(device))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        function()
+    finally:
+        done.set()
+        watcher.join()
+    return max(highest, in_use(device))
+
+
+def free_memory(device):
+    """Free bytes on ``device``: of the GPU's memory, or of the host's that programs can still get (in a container: its share)."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    return host_memory()[1]
+
+
+def out_of_memory(error, device, doing):
+    """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None."""
+    said = str(error)
+    signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
+    if not isinstance(error, MemoryError) and not any(sign in said for sign in signs):
+        return None
+    asked = re.search(r"(?:[Tt]ried to allocate|unable to mmap) ([\d.]+) ?(bytes|[KMG]iB)?", said)
+    needed = "more memory was"
+    if asked:
+        size = float(asked.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}.get(asked.group(2), 1)
+        needed = f"{size / 1e6:,.0f} MB more were"
+    return NotEnoughMemoryError(
+        f"The memory of {device} ran out while {doing}: {needed} needed and {free_memory(device) / 1e6:,.0f} MB are free. The model was released;"
+        " use a shorter prompt or fewer tokens, close other notebooks, or set TIER=embedded, then load it again."
+    )
+
+
+def busy_cores():
+    """How many cores are busy now, before our own process starts."""
+    import psutil
+
+    return psutil.cpu_percent(interval=0.3) / 100 * psutil.cpu_count()
+
+
+def cpu_times():
+    """(user, sys) seconds of this process over all its threads."""
+    try:
+        from resource import RUSAGE_SELF, getrusage  # finer than os.times, which counts in hundredths
+
+        usage = getrusage(RUSAGE_SELF)
+        return usage.ru_utime, usage.ru_stime
+    except ImportError:  # Windows
+        return os.times()[:2]
+
+
+def peak_rss():
+    """Highest resident set of this process so far, in bytes."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+
+        return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset

@@ -1,11 +1,14 @@
-"""Draw what was measured. Every chart has the same facts as text: the sentence is printed below it and is its alternative text."""
+"""Draw what was measured. Every chart has the same facts as text: the sentence is printed below it and is its alternative text.
+
+First used in notebook 00.
+"""
 
 import io
 from dataclasses import replace
 
-from helpers.article import article_rows
-from helpers.steps import STEPS
-from helpers.words import seconds
+from helpers.models.catalogue import STEPS
+from helpers.setup import results_dir
+from helpers.timing import seconds
 
 TIERS = {
     "embedded": "embedded stand-ins (not Llama-2)",
@@ -15,7 +18,6 @@ TIERS = {
 }
 COLOURS = {"CPU total": "#0072b2", "wall": "#e69f00"}  # Okabe and Ito's palette: distinct to colour-blind readers too
 HATCHES = {"CPU total": "///", "wall": ""}
-MARKERS = {"bf16": "o", "int8": "s", "nf4": "^", "gptq": "D", "rtn": "X"}
 KEYS = {"CPU total": "cpu_total_s", "wall": "wall_s"}
 
 
@@ -56,68 +58,29 @@ def comparison_table(rows):
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
 
 
+def times(row):
+    """The times of ``row`` for a table, in words, and the floor of a token beside them (see limits.with_floor)."""
+    tpot, floor = row["tpot_s"], row.get("floor_tpot_s")
+    return {
+        "first call": seconds(row["wall_s"]),
+        "warm call": seconds(row["warm_wall_s"]),
+        "TTFT": seconds(row["warm_ttft_s"]),
+        "TPOT": seconds(tpot),
+        "tokens/s": "-" if tpot is None else f"{row['decode_tokens_per_s']:,.1f}",
+        "floor": seconds(floor),
+        "TPOT / floor": f"{tpot / floor:.1f}" if tpot and floor else "-",
+    }
+
+
 def comparison_chart(rows, save_as=None):
     """Draw CPU total and wall of the cold call for each step in ``rows`` ({step: row}); steps not measured yet keep their place.
 
-    The title names tier and device. save_as: a path for the PNG. Returns what a notebook shows, see ``show``.
+    The title names tier and device. Returns what a notebook shows, see ``show``.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
-    axes = figure.subplots()
-    _bars(axes, rows)
-    where = source(next(iter(rows.values()))) if rows else "nothing measured yet"
-    axes.set_title(f"First call of generate, 15 new tokens\n{where}", fontsize=10)
-    return show(figure, comparison_text(rows), save_as)
-
-
-def side_by_side_chart(rows, save_as=None):
-    """Draw the article's figures (left) and ``rows`` ({step: row}, right), each on its own scale. Returns what ``show`` returns."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, part in zip(figure.subplots(1, 2), (article_rows(), rows)):
-        _bars(axes, part)
-        where = source(next(iter(part.values()))) if part else "nothing measured yet"
-        axes.set_title(where.replace(", ", "\n", 1), fontsize=10)
-    figure.suptitle("First call of generate, 15 new tokens")
-    text = f"Left, {comparison_text(article_rows())}\nRight, {comparison_text(rows)}"
-    return show(figure, text, save_as)
-
-
-def quality_chart(rows, save_as=None):
-    """Draw perplexity against bytes (left) and against time a token (right), all formats and sizes; return what ``show`` returns.
-
-    rows: {step key: row}, see helpers.quality. What was not measured is named as missing; fp16, the control, is left out.
-    """
-    from matplotlib.figure import Figure
-
-    rows = {key: row for key, row in rows.items() if key != "fp16"}
-    base = rows[2]
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    unit, name = (1e9, "GB") if base["weight_bytes"] > 1e9 else (1e6, "MB")
-    said, gone = [], []
-    for row in rows.values():
-        colour, fill = ("#d55e00", "none") if row["model"] == "13B" else ("#0072b2", "full")
-        style = {"marker": MARKERS[row["format"]], "color": colour, "fillstyle": fill, "linestyle": "", "markersize": 9}
-        if row["missing"]:
-            left.plot([], [], label=f"{row['title']}: missing", **style | {"marker": "$?$"})
-            gone.append(row["title"])
-            continue
-        left.plot(row["weight_bytes"] / unit, row["perplexity"], label=row["title"], **style)
-        if row["tpot_s"]:
-            right.plot(1000 * row["tpot_s"], row["perplexity"], **style)
-        time = f", {1000 * row['tpot_s']:.1f} ms" if row["tpot_s"] else ""
-        said.append(f"{row['title']} {row['perplexity']:.3f}, {row['weight_bytes'] / unit:.1f} {name}{time}")
-    for axes, label in ((left, f"weights, {name}"), (right, "ms a token")):
-        axes.set_xlabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("perplexity (our protocol)")
-    figure.legend(loc="outside right center", frameon=False)
-    figure.suptitle(f"Quality against bytes and time\n{where(base)}", fontsize=10)
-    text = f"{where(base)}. Perplexity, bytes of the weights and time a token: {'; '.join(said)}. Missing: {', '.join(gone) or 'nothing'}."
-    return show(figure, text, save_as)
+    place = source(next(iter(rows.values()))) if rows else "nothing measured yet"
+    chart, axes = figure(f"First call of generate, 15 new tokens\n{place}", "", "")
+    bars(axes, rows)
+    return show(chart, comparison_text(rows), save_as)
 
 
 def comparison_text(rows):
@@ -142,19 +105,21 @@ def figure(title, x, y, size=(8, 3.8)):
 
 
 def show(figure, text, save_as=None):
-    """Turn ``figure`` into a PNG with ``text`` as its alternative text, print the text, return the image for the notebook to show."""
+    """Turn ``figure`` into a PNG with ``text`` as its alternative text, print the text, return the image for the notebook to show.
+
+    save_as: name of a file in the results folder that it is written to as well.
+    """
     from IPython.display import Image
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     if save_as:
-        with open(save_as, "wb") as file:
-            file.write(buffer.getvalue())
+        (results_dir() / save_as).write_bytes(buffer.getvalue())
     print(text)
     return Image(buffer.getvalue(), metadata={"alt": text})  # Colab's IPython 7 has no alt=
 
 
-def _bars(axes, rows):
+def bars(axes, rows):
     """Two bars a step, CPU total and wall, each with its value; a dash where a step was not measured."""
     highest = max((row[key] for row in rows.values() for key in KEYS.values()), default=1)
     for side, (name, key) in zip((-0.2, 0.2), KEYS.items()):

@@ -2,25 +2,24 @@
 
 Perplexity depends on the protocol, so ours has a name: PROTOCOL. KL divergence and "same top token" are defined as llama.cpp's
 ``--kl-divergence`` defines them (https://github.com/ggml-org/llama.cpp, tools/perplexity): for each scored position the sum over the
-vocabulary of p (log p - log q), p of the unquantised model, q of the other. In nats.
+vocabulary of p (log p - log q), p of the unquantised model, q of the other. In nats. Beside it: in which
+block two models begin to differ. First used in notebook 08.
 """
 
 import json
-import os
 import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from math import exp, inf, sqrt
 from pathlib import Path
 
-from helpers import checks, memory
-from helpers.article import ROOT
-from helpers.checks import LINEARS
+from helpers import ROOT, loading, machine, plots
 from helpers.errors import PromptError
-from helpers.ledger import PACKAGES, results_dir
-from helpers.setup import installed
-from helpers.steps import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS
-from helpers.tiers import TIERS
+from helpers.ledger import PACKAGES
+from helpers.models import files
+from helpers.models.catalogue import LINEARS, LLAMA_2, STEPS, VARIANTS
+from helpers.models.choose import TIERS, get_step
+from helpers.setup import installed, results_dir
 
 BATCH, BITS, GROUP, CHUNK = 16, 4, 128, 256  # lines at a time; bits and group of the grid; positions at a time
 PROTOCOL = (
@@ -63,11 +62,11 @@ def batches(model, encoded):
             with torch.no_grad():
                 logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         except (RuntimeError, MemoryError) as error:
-            problem = checks.out_of_memory(error, str(model.device), "scoring")
+            problem = machine.out_of_memory(error, str(model.device), "scoring")
             if problem is None:
                 raise
         if problem:  # raised here, where the failed call's variables are gone
-            memory.hollow(model)
+            loading.hollow(model)
             raise problem
         scored = mask[:, 1:].bool()
         yield logits[scored], ids[:, 1:][scored]
@@ -158,15 +157,14 @@ def round_to_nearest(model):
     return model
 
 
-def make_row(step, device, figures, tpot_s=None, **other):
+def make_row(step, figures, tpot_s=None, device=None, **other):
     """Return the row (a dict that JSON can hold) of ``step`` for ``save``: figures from ``score``, tpot_s in seconds, sizes in bytes.
 
-    other: keys to set differently, e.g. those of ``rounded``.
+    device: in words, by default this machine's. other: keys to set differently, e.g. those of ``rounded``.
     """
     row = {
-        "title": step.title, "tier": step.tier, "device": device, "model": step.model, "format": step.format,
-        "weight_bytes": other.get("weight_bytes") or step.bytes,
-        "checkpoint": Path(step.checkpoint).name if step.is_folder else step.checkpoint, "protocol": PROTOCOL,
+        "title": step.title, "tier": step.tier, "device": device or machine.device_name(), "model": step.model, "format": step.format,
+        "weight_bytes": other.get("weight_bytes") or step.bytes, "checkpoint": step.place, "protocol": PROTOCOL,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": {name: installed(name) for name in PACKAGES},
         "missing": "",
     }  # fmt: skip
@@ -178,25 +176,23 @@ def rounded(step, shape):
     return {"title": f"{step.title.rsplit(' ', 1)[0]} rounded", "format": "rtn", "weight_bytes": shape.weight_bytes("gptq")}
 
 
-def missing_row(key, tier, device, reason):
+def missing_row(key, tier, reason):
     """Return the row of what could not be measured here: step ``key``, or "rtn" and "13b-rtn". reason: why, a sentence.
 
     Nothing is asked of the Hub; outside the embedded tier, bytes are those of Llama-2's shape.
     """
-    step = {**STEPS, **VARIANTS}[{"rtn": 2, "13b-rtn": "13b-bf16"}.get(key, key)]
-    step = replace(step, tier=tier, checkpoint=str(CHECKPOINTS / step.embedded) if tier == "embedded" else step.hub)
+    number = {"rtn": 2, "13b-rtn": "13b-bf16"}.get(key, key)
+    step = get_step(number, tier="embedded")
     shape = step.shape if tier == "embedded" else LLAMA_2[step.model]
+    if tier != "embedded":
+        step = replace(step, tier=tier, checkpoint={**STEPS, **VARIANTS}[number].hub)
     other = rounded(step, shape) if str(key).endswith("rtn") else {"weight_bytes": shape.weight_bytes(step.format)}
-    return make_row(step, device, {}, missing=reason, **other)
+    return make_row(step, {}, missing=reason, **other)
 
 
 def save(rows, path=None):
     """Write ``rows`` ({step key: row of ``make_row``}) to ``quality.json`` in the results folder, all at once: it is never half written."""
-    path = Path(path or results_dir() / "quality.json")
-    partial = path.with_name(path.name + ".partial")
-    content = {"schema": SCHEMA, "rows": {str(key): row for key, row in rows.items()}}
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    files.write_json(path or results_dir() / "quality.json", {"schema": SCHEMA, "rows": {str(key): row for key, row in rows.items()}}, indent=1)
 
 
 def read(path=None):
@@ -233,3 +229,70 @@ def _losses(logits, targets):
 
     pairs = zip(logits.split(CHUNK), targets.split(CHUNK))
     return torch.cat([torch.nn.functional.cross_entropy(each.float(), wanted, reduction="none") for each, wanted in pairs]).double().cpu()
+
+
+def block_outputs(model, encoded):
+    """Return the output of each block (list of tensors (tokens, hidden size), host, the model's type) for every token after the first.
+
+    The first token is left out: it is the same in every text, and in large models its values are many times larger than all others.
+    """
+    import torch
+
+    kept = [[] for _ in model.model.layers]
+
+    def hook(n):
+        return lambda layer, inputs, output: kept[n].append((output[0] if isinstance(output, tuple) else output)[0, 1:].cpu())
+
+    handles = [layer.register_forward_hook(hook(n)) for n, layer in enumerate(model.model.layers)]
+    try:
+        for row in encoded:  # one text at a time: no padding
+            with torch.no_grad():
+                model(input_ids=torch.tensor([row], device=model.device), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [torch.cat(parts) for parts in kept]
+
+
+def relative_errors(outputs, reference):
+    """Return for each block the mean over tokens of |output - reference| / |reference| (Euclidean norms), from ``block_outputs``."""
+    pairs = ((ours.float(), theirs.float()) for ours, theirs in zip(outputs, reference))
+    return [((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean().item() for ours, theirs in pairs]
+
+
+MARKERS = {"bf16": "o", "int8": "s", "nf4": "^", "gptq": "D", "rtn": "X"}
+
+
+def chart(rows, save_as=None):
+    """Draw perplexity against bytes (left) and against time a token (right), all formats and sizes; return what ``show`` returns.
+
+    rows: {step key: row}. What was not measured is named as missing; fp16, the control, is left out.
+    """
+    from matplotlib.figure import Figure
+
+    rows = {key: row for key, row in rows.items() if key != "fp16"}
+    base = rows[2]
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    unit, name = (1e9, "GB") if base["weight_bytes"] > 1e9 else (1e6, "MB")
+    said, gone = [], []
+    for row in rows.values():
+        colour, fill = ("#d55e00", "none") if row["model"] == "13B" else ("#0072b2", "full")
+        style = {"marker": MARKERS[row["format"]], "color": colour, "fillstyle": fill, "linestyle": "", "markersize": 9}
+        if row["missing"]:
+            left.plot([], [], label=f"{row['title']}: missing", **style | {"marker": "$?$"})
+            gone.append(row["title"])
+            continue
+        left.plot(row["weight_bytes"] / unit, row["perplexity"], label=row["title"], **style)
+        if row["tpot_s"]:
+            right.plot(1000 * row["tpot_s"], row["perplexity"], **style)
+        time = f", {1000 * row['tpot_s']:.1f} ms" if row["tpot_s"] else ""
+        said.append(f"{row['title']} {row['perplexity']:.3f}, {row['weight_bytes'] / unit:.1f} {name}{time}")
+    for axes, label in ((left, f"weights, {name}"), (right, "ms a token")):
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_ylabel("perplexity (our protocol)")
+    figure.legend(loc="outside right center", frameon=False)
+    figure.suptitle(f"Quality against bytes and time\n{plots.where(base)}", fontsize=10)
+    text = f"{plots.where(base)}. Perplexity, bytes of the weights and time a token: {'; '.join(said)}. Missing: {', '.join(gone) or 'nothing'}."
+    return plots.show(figure, text, save_as)

@@ -1,12 +1,139 @@
-"""How does a quantised model become a checkpoint that others can load? Save it, describe it in a model card, publish it."""
+"""How is a whole model quantised, layer by layer, and how does it become a checkpoint that others can load?
 
+The walk through its blocks and the packing; saving, a model card, publishing. The algorithm itself is built in notebook 10. First used in
+notebook 10.
+"""
+
+import contextlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import access, gptq
+from helpers import ROOT, loading
 from helpers.errors import CheckpointError, CourseError
+from helpers.models import files, hub
+
+BATCH = 16  # windows at a time
+TOGETHER = (  # the linear layers of a block in the order in which they work; those in one bracket read the same inputs
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",),
+)  # fmt: skip
+
+
+class _Enough(Exception):
+    """What was looked for is there: the rest of the pass need not be computed."""
+
+
+def calibration_text():
+    """Return the course's calibration text as a list of lines (str); the embedded models were trained on it, and on much more."""
+    return (ROOT / "data" / "text" / "calibration.txt").read_text(encoding="utf-8").splitlines()
+
+
+def windows(tokenizer, lines, count=32):
+    """Return token ids, shape (``count``, 128): ``lines``, each with its begin-of-sequence, joined and cut. Fewer if the text is too short."""
+    from data.build.train import pack as cut
+
+    return cut([tokenizer(line).input_ids for line in lines])[:count]
+
+
+def walk(model, ids, look, choose):
+    """Replace the weight of each linear layer of each block by ``choose(name, weight, look(inputs))``, in place, and return ``model``.
+
+    ids: the calibration windows, shape (windows, tokens). inputs: what the layer reads, shape (windows x tokens, in features), when all
+    layers before it, in its own block too, have their new weights already: what GPTQ's authors and gptqmodel call "true sequential".
+    ``look`` is called once for layers that read the same.
+    """
+    import torch
+
+    with torch.no_grad():
+        calls = [_caught(model.model.layers[0], lambda: model(part, use_cache=False)) for part in ids.to(model.device).split(BATCH)]  # noqa: B023
+        hidden, others = [args[0] for args, _ in calls], [other for _, other in calls]
+        for number, block in enumerate(model.model.layers):
+            for names in TOGETHER:
+                layer = block.get_submodule(names[0])
+                read = [_caught(layer, lambda: block(states, **other))[0][0] for states, other in zip(hidden, others)]  # noqa: B023
+                seen = look(torch.cat([part.flatten(0, -2) for part in read]))
+                for name in names:
+                    weight = block.get_submodule(name).weight
+                    with _one_thread():
+                        weight.copy_(choose(f"model.layers.{number}.{name}", weight, seen))
+            hidden = [block(states, **other) for states, other in zip(hidden, others)]
+            hidden = [states[0] if isinstance(states, tuple) else states for states in hidden]  # older transformers return a tuple
+    return model
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """GPTQ makes thousands of small steps: several threads would wait for each other at each of them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _caught(layer, call):
+    """The (arguments, keyword arguments) with which ``call()`` first calls ``layer``; what comes after is not computed."""
+    caught = []
+
+    def hook(_, args, kwargs):
+        caught.append((args, kwargs))
+        raise _Enough
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        call()
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def pack(codes, bits):
+    """Pack integers below 2^``bits``, shape (n, columns), into int32, shape (n x bits / 32, columns). n: a multiple of 32.
+
+    Each column is one stream of bits, the first integer's lowest bit first: GPTQ's layout, see notebook 03. For 3 bits, 32 integers share
+    three int32 and some lie across two of them.
+    """
+    import torch
+
+    codes = codes.to(torch.int32)
+    stream = codes[:, None, :] >> torch.arange(bits, device=codes.device)[:, None] & 1  # (n, bits, columns)
+    words = stream.reshape(-1, 32, codes.shape[1]) << torch.arange(32, device=codes.device)[:, None]
+    return words.sum(1, dtype=torch.int32)
+
+
+def unpack(packed, bits):
+    """Return what ``pack`` was given, as int32, shape (n, columns)."""
+    import torch
+
+    stream = packed[:, None, :] >> torch.arange(32, device=packed.device)[:, None] & 1
+    parts = stream.reshape(-1, bits, packed.shape[1]) << torch.arange(bits, device=packed.device)[:, None]
+    return parts.sum(1, dtype=torch.int32)
+
+
+def layout(codes, scales, groups, bits):
+    """Return {name: tensor} of a linear layer as a GPTQ checkpoint (layout v1, symmetric) stores it.
+
+    codes: integers, shape (out, in). scales: (out, number of groups). groups: the group of each input, shape (in,).
+    """
+    import torch
+
+    zeros = torch.full_like(scales, 2 ** (bits - 1) - 1)  # v1 stores zero points minus 1
+    return {
+        "qweight": pack(codes.T, bits),
+        "qzeros": pack(zeros, bits).T.contiguous(),
+        "scales": scales.T.half().contiguous(),
+        "g_idx": groups.to(torch.int32),
+    }
+
+
+def tensor_bytes(tensors):
+    """Bytes of the tensors in a dict."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 class UploadError(CourseError, OSError):
@@ -22,7 +149,7 @@ class Needs:
 
 
 def needs(shape, tokens, weight_size=2):
-    """Return the Needs of the library's GPTQ on a Llama of ``shape`` (steps.Shape) with ``tokens`` calibration tokens; weight_size: bytes a weight.
+    """Return the Needs of the library's GPTQ on a Llama of ``shape`` with ``tokens`` calibration tokens; weight_size: bytes a weight.
 
     Memory: the unquantised weights, what goes into a block and comes out of it for all tokens, and three float32 matrices of the widest
     layer's Hessian (itself and two steps of its inverse); or, if that is more, the weights and all packed layers, which optimum makes at
@@ -48,9 +175,6 @@ def save(model, tokenizer, folder):
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from data.build.train import move_into_place
-    from helpers.loading import quiet
-
     if not hasattr(getattr(model, "hf_quantizer", None), "optimum_quantizer"):
         raise CheckpointError("This model was not quantised by GPTQConfig in this notebook: quantise it first, then save it.")
     quantizer = model.hf_quantizer.optimum_quantizer
@@ -61,23 +185,20 @@ def save(model, tokenizer, folder):
         if name.endswith(".qweight") and 32 * len(tensor) != quantizer.bits * len(state[name.replace("qweight", "g_idx")]):
             raise CheckpointError(f"gptqmodel has put {name} into an order of its kernel: quantise the model again, with backend='torch' in GPTQConfig.")
         if name.endswith(".qzeros"):
-            tensor = gptq.pack(gptq.unpack(tensor.T, quantizer.bits) - 1, quantizer.bits).T
+            tensor = pack(unpack(tensor.T, quantizer.bits) - 1, quantizer.bits).T
         tensors[name] = (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
-    folder, part = Path(folder), Path(folder).with_name(Path(folder).name + ".partial")
-    shutil.rmtree(part, ignore_errors=True)
+    folder = Path(folder)
     try:
-        part.mkdir(parents=True)
-        with quiet():
+        with files.whole(folder) as part, loading.quiet():
+            part.mkdir()
             save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})  # save_pretrained would take the tensors from the model
             for each in (model.config, model.generation_config, tokenizer):
                 each.save_pretrained(part)
-        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
-        config |= {"dtype": "float16", "torch_dtype": "float16", "quantization_config": settings}  # older programs ask for torch_dtype
-        for name, content in (("config.json", config), ("quantize_config.json", settings)):
-            (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        move_into_place(part, folder)
+            config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+            config |= {"dtype": "float16", "torch_dtype": "float16", "quantization_config": settings}  # older programs ask for torch_dtype
+            for name, content in (("config.json", config), ("quantize_config.json", settings)):
+                files.write_json(part / name, content, indent=2, sort_keys=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{folder} could not be written ({reason}): make room, or set RESULTS_DIR to another folder.") from error
 
@@ -175,7 +296,7 @@ def publish(folder, repository, yes=False):
         print("Nothing was uploaded yet: set upload_it = True and run this cell again.")
         return None
     stays = f"{folder.name} stays on this disk as it is"
-    if not access.token_place():
+    if not hub.token_place():
         raise UploadError(
             f"{repository} was not uploaded, because there is no token: make one that may write on https://huggingface.co/settings/tokens and"
             f" log in with it in notebook 00; {stays}."
@@ -190,7 +311,7 @@ def publish(folder, repository, yes=False):
         else:
             print(f"Uploading {len(files)} files, {size / 1e6:,.1f} MB, to {made.repo_id} (private).", flush=True)
             return api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="GPTQ checkpoint with its model card").commit_url
-    except access.OUR_MISTAKES:
+    except hub.OUR_MISTAKES:
         raise
     except Exception as error:
         problem = _why_not(error, repository)
@@ -201,6 +322,6 @@ def _why_not(error, repository):
     """Say in a clause why the Hub did not take an upload."""
     if type(error).__name__ == "HFValidationError":
         return "that is no name of a repository: write owner/name"
-    if access.status_of(error) == 403:
+    if hub.status_of(error) == 403:
         return "your token may not write there: make one with the right to write on https://huggingface.co/settings/tokens"
-    return access.why(error, repository)
+    return hub.why(error, repository)

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from helpers import ledger, tiers
-from helpers.article import ROOT
+from helpers import ROOT, setup
 from helpers.errors import CourseError
+from helpers.models import choose
 
 NOTEBOOKS = ROOT / "notebooks"
 LEFT = (
@@ -63,7 +63,7 @@ def main(names):
         print(f"No notebook in {NOTEBOOKS} begins with {' or '.join(names)}.", file=sys.stderr)
         return 2
     try:
-        tier, reason = tiers.choose_tier()
+        tier, reason = choose.choose_tier()
         print(f"Tier: {tier}. {reason}".rstrip(), flush=True)
         os.environ["TIER"] = tier  # one tier for all notebooks of a run, even if the network goes away meanwhile
     except CourseError as error:
@@ -71,7 +71,7 @@ def main(names):
         return 2
     from nbclient.exceptions import CellExecutionError, DeadKernelError  # late, as in execute
 
-    results = ledger.results_dir()
+    results = setup.results_dir()
     os.environ["RESULTS_DIR"] = str(results)
     for count, path in enumerate(paths, start=1):
         started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 Colab and Kaggle come with torch, transformers and some 700 packages that fit together. A plain ``pip install bitsandbytes optimum
 gptqmodel`` would replace 31 of them, torch and CUDA included. So only packages that are absent are installed, in the versions of
-requirements.txt, and pip may not touch anything else (``--no-deps``).
+requirements.txt, and pip may not touch anything else (``--no-deps``). First used in notebook 00.
 """
 
 import importlib
@@ -17,8 +17,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from helpers import machine
-from helpers.article import ROOT
+from helpers import ROOT, machine
 from helpers.errors import PackagesError
 
 OLDEST = {  # the oldest versions that the notebooks were run with (Kaggle's image of May 2026)
@@ -133,6 +132,13 @@ def use_roomy_cache():
     os.environ.setdefault("HF_HOME", str(roomy / "huggingface"))
     os.environ.setdefault("SYNTHETIC_DIR", str(roomy / "synthetic"))
     os.environ.setdefault("ARTICLE_STACK_DIR", str(roomy / "article-stack"))
+
+
+def results_dir():
+    """The folder for everything that a run leaves: the environment variable RESULTS_DIR, by default ``results/`` in the project."""
+    folder = ROOT / (os.environ.get("RESULTS_DIR") or "results")  # a relative path counts from the project
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _numbers(text):

@@ -1,19 +1,20 @@
 """How long did ``generate`` take, and where did the time go?
 
 Greedy decoding, exactly ``new_tokens`` new tokens, batch 1 unless said otherwise. TTFT, TPOT and decode rate are defined as vLLM's and
-transformers' own benchmarks define them (https://docs.vllm.ai, https://huggingface.co/docs/transformers).
+transformers' own benchmarks define them (https://docs.vllm.ai, https://huggingface.co/docs/transformers). The
+prompt and its number of new tokens are the article's. Beside it: times said in words, and one decode step taken apart by torch.profiler.
+First used in notebook 01.
 """
 
-import os
+import json
 import time
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
-from helpers import checks, memory
-from helpers.article import NEW_TOKENS, PROMPT, ROOT
+from helpers import ROOT, loading, machine
 from helpers.errors import PromptError, TokenCountError
-from helpers.words import seconds
 
+PROMPT, NEW_TOKENS = map(json.loads((ROOT / "data" / "article.json").read_text(encoding="utf-8")).get, ("prompt", "new_tokens"))
 WARMUPS, REPEATS = 2, 5
 
 
@@ -53,8 +54,8 @@ class Call:
 class Timing:
     """What was measured on one loaded model: the cold call by itself, the warm repeats by themselves.
 
-    prompt_tokens: tokens of the prompt, begin-of-sequence included. batch: sequences at a time. text: the first one's completion. peak_gpu_*: bytes, None without a GPU.
-    peak_rss: highest resident set of the process so far, in bytes.
+    prompt_tokens: tokens of the prompt, begin-of-sequence included. batch: sequences at a time. text: the first one's completion.
+    peak_gpu_*: bytes, None without a GPU. peak_rss: highest resident set of the process so far, in bytes.
     """
 
     cold: Call
@@ -158,7 +159,7 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
 
     first = _FirstToken(synchronise)
     synchronise()
-    user, system = cpu_times()
+    user, system = machine.cpu_times()
     start = time.perf_counter()
     try:
         output = model.generate(
@@ -176,14 +177,14 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
         )
         synchronise()
     except (RuntimeError, MemoryError) as error:
-        problem = checks.out_of_memory(error, str(ids.device), "generating")
+        problem = machine.out_of_memory(error, str(ids.device), "generating")
         if problem is None:
             raise
     if problem:  # raised here, where the failed call's variables are gone
-        memory.hollow(model)
+        loading.hollow(model)
         raise problem
     end = time.perf_counter()
-    user_end, system_end = cpu_times()
+    user_end, system_end = machine.cpu_times()
     new = output[0, ids.shape[1] :].tolist()
     if len(new) != new_tokens:
         raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
@@ -220,7 +221,7 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         token_ids=ids,
         peak_gpu_allocated=sum(map(torch.cuda.max_memory_allocated, gpus)) if on_gpu else None,
         peak_gpu_reserved=sum(map(torch.cuda.max_memory_reserved, gpus)) if on_gpu else None,
-        peak_rss=peak_rss(),
+        peak_rss=machine.peak_rss(),
     )
 
 
@@ -241,25 +242,126 @@ class _FirstToken:
         return scores
 
 
-def cpu_times():
-    """(user, sys) seconds of this process over all its threads."""
-    try:
-        from resource import RUSAGE_SELF, getrusage  # finer than os.times, which counts in hundredths
+def seconds(value):
+    """Write a time with three significant digits and a fitting unit, e.g. "16.4 s", "351 ms", "85.2 µs"."""
+    if not value:
+        return "-" if value is None else "0 s"
+    for factor, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if abs(value) >= factor or unit == "µs":
+            scaled = value / factor
+            digits = 0 if abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
+            return f"{scaled:.{digits}f} {unit}"
 
-        usage = getrusage(RUSAGE_SELF)
-        return usage.ru_utime, usage.ru_stime
-    except ImportError:  # Windows
-        return os.times()[:2]
+
+def explain(call):
+    """Say in words what user, sys, total and wall of ``call`` mean: who worked, and who waited."""
+    ratio = call.cpu_total / call.wall
+    lines = [
+        f"The clock on the wall ran for {seconds(call.wall)}; the processor worked {seconds(call.cpu_total)} for this notebook:",
+        f"{seconds(call.user)} in the program and its libraries (user), {seconds(call.sys)} in the operating system (sys).",
+    ]
+    if ratio > 1.1:
+        lines.append(f"CPU total / wall = {ratio:.2f}: more than 1, so several threads worked at the same time.")
+    elif ratio < 0.9:
+        lines.append(f"CPU total / wall = {ratio:.2f}: below 1, so for at least {seconds(call.wall - call.cpu_total)} nothing here worked:"
+                     " it waited for a GPU, a disk, or a processor that others used.")
+    else:
+        lines.append(f"CPU total / wall = {ratio:.2f}: about 1, as much work as one core does in that time."
+                     " (While it waits for a GPU, the driver may keep a core busy, so waiting can hide in this number.)")
+    return "\n".join(lines)
 
 
-def peak_rss():
-    """Highest resident set of this process so far, in bytes."""
-    try:
-        import sys
-        from resource import RUSAGE_SELF, getrusage
+def score(prediction, call):
+    """Say in a sentence how far the reader's ``prediction`` of the wall time (seconds, or None) was from ``call``."""
+    if prediction is None or prediction <= 0:
+        return f"It took {seconds(call.wall)}. (You made no prediction.)"
+    return f"You said {seconds(prediction)}, it took {seconds(call.wall)}: {closeness(prediction, call.wall, 'long', 'short')}."
 
-        return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    except ImportError:  # Windows
-        import psutil
 
-        return psutil.Process().memory_info().peak_wset
+def guess(prediction, actual):
+    """Say in a sentence how near the reader's ``prediction`` (a number, or None) is to ``actual``."""
+    return f"You said {prediction:g}: {closeness(prediction, actual)}." if prediction and prediction > 0 else "(You made no prediction.)"
+
+
+def closeness(prediction, actual, above="high", below="low"):
+    """Say how near ``prediction`` is to ``actual``, e.g. "well predicted" or "2.0 times too high". above, below: the words for too much, too little."""
+    ratio = prediction / actual
+    if 0.8 <= ratio <= 1.25:
+        return "well predicted"
+    return f"{ratio:.1f} times too {above}" if ratio > 1 else f"{1 / ratio:.1f} times too {below}"
+
+
+KINDS = ("matrix products", "quantise and dequantise", "conversion and copies", "attention", "other operations", "Python and launching")
+PRODUCTS = (
+    "aten::mm", "addmm", "aten::bmm", "aten::baddbmm", "aten::matmul", "aten::linear", "_int_mm", "int4pack_mm", "mkldnn_linear", "int8_linear_matmul",
+    "gemm", "gemv", "marlin", "exllama",
+)  # fmt: skip
+COPIES = ("aten::copy_", "aten::_to_copy", "aten::clone", "aten::contiguous")
+QUANTISATION = ("bitsandbytes::", "MatMul8bitLt", "MatMul4Bit", "CompiledFxGraph", "Torch-Compiled", "TorchDynamo", "triton_", "gptq", "dequant")
+PROFILED, UNPROFILED = 7, 3  # decode steps, and those before them that warm up
+
+
+def decode_step(model, ids):
+    """Return {kind: seconds} of one decode step of ``model`` after the prompt ``ids``, shape (1, tokens): for each of KINDS the median of PROFILED steps.
+
+    Each operation counts without the ones that it calls. On a GPU its time is that of its kernels; "Python and launching" is the rest of the
+    step's wall time, in which the device has nothing to do. An operation inside of a quantisation library's counts as "quantise and
+    dequantise", unless it is a product or a copy itself; products that dequantise in the same kernel (NF4, GPTQ) are products. The profiler
+    itself makes each step slower, Python most of all: read shares, not times. (https://docs.pytorch.org/docs/stable/profiler.html)
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = model.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    found = []
+    with torch.no_grad():
+        output = model(ids, use_cache=True)
+        cache = output.past_key_values
+        for number in range(UNPROFILED + PROFILED):
+            token = output.logits[:, -1:].argmax(-1)
+            if number < UNPROFILED:
+                output = model(token, past_key_values=cache, use_cache=True)
+                continue
+            with profile(activities=activities) as profiler:
+                start = time.perf_counter()
+                output = model(token, past_key_values=cache, use_cache=True)
+                if on_gpu:
+                    torch.cuda.synchronize()
+                wall = time.perf_counter() - start
+            sums = dict.fromkeys(KINDS, 0.0)
+            for event in profiler.events():
+                if event.device_type == torch.autograd.DeviceType.CPU:
+                    sums[_kind(event)] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+            sums[KINDS[-1]] = max(0.0, wall - sum(sums.values()))
+            found.append(sums)
+    return {kind: median(sums[kind] for sums in found) for kind in KINDS}
+
+
+def _kind(event):
+    """The kind that ``event`` belongs to, by its own name, else by the names of the operations that called it."""
+    if _named(event, PRODUCTS):
+        return "matrix products"
+    if "scaled_dot_product" in event.name or "flash" in event.name:
+        return "attention"
+    if _named(event, COPIES):
+        return "conversion and copies"
+    while event is not None:
+        if _named(event, QUANTISATION):
+            return "quantise and dequantise"
+        event = event.cpu_parent
+    return "other operations"
+
+
+def _named(event, names):
+    return any(name in event.name for name in names)
+
+
+def mark(tokenizer, ids, reference):
+    """Return (text of ``ids`` with the first token that differs from ``reference`` in ⟦ ⟧, its place from 0); place None if all agree."""
+    text = tokenizer.decode(ids)
+    place = next((n for n, (ours, theirs) in enumerate(zip(ids, reference)) if ours != theirs), None)
+    if place is None:
+        return text, None
+    start, end = (len(tokenizer.decode(ids[:n])) for n in (place, place + 1))
+    return f"{text[:start]}⟦{text[start:end]}⟧{text[end:]}", place

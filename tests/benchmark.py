@@ -65,10 +65,10 @@ def measure(name, command, results):
 def writer(pairs=3):
     """Write a checkpoint with 13B's widths, and the same bytes from one buffer, in turns; print the ratio of their speeds and the memory."""
     sys.path.insert(0, str(ROOT))
-    from helpers import steps, synthetic
+    from helpers.models import catalogue, synthetic
 
-    wide, ratios = steps.LLAMA_2["13B"], []
-    shape = steps.Shape(wide.hidden_size, wide.intermediate_size, 6)
+    wide, ratios = catalogue.LLAMA_2["13B"], []
+    shape = catalogue.Shape(wide.hidden_size, wide.intermediate_size, 6)
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
         for number in range(pairs + 1):  # the first pair is a warm-up
             started = time.perf_counter()
@@ -93,9 +93,10 @@ def writer(pairs=3):
 def overhead(pairs=60):
     """Call generate alone and through generate_once, in turns; print the median ratio, and the time that our own lines take in a call."""
     sys.path.insert(0, str(ROOT))
-    from helpers import loading, steps, timing
+    from helpers import loading, timing
+    from helpers.models import choose
 
-    model, tokenizer = loading.load(steps.get_step(2, tier="embedded"))
+    model, tokenizer = loading.load(choose.get_step(2, tier="embedded"))
     ids, tokens, plain, inside, ratios, same = timing.tokenise(model, tokenizer), 100, model.generate, [0.0], [], {}
 
     def timed(*arguments, **options):

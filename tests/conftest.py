@@ -8,7 +8,8 @@ os.environ["RESULTS_DIR"] = RESULTS = tempfile.mkdtemp(prefix="results-")
 
 import pytest  # noqa: E402
 
-from helpers import ledger, loading, run, steps  # noqa: E402
+from helpers import ledger, loading, run  # noqa: E402
+from helpers.models import choose  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,6 @@ def models():
     """{step number: (step, model, tokenizer)}, freshly loaded: no call of ``generate`` has touched the layers yet."""
     loaded = {}
     for number in (1, 2, 3, 4):
-        step = steps.get_step(number)
+        step = choose.get_step(number)
         loaded[number] = (step, *loading.load(step))
     return loaded

@@ -13,9 +13,10 @@ transformers.SpecialTokensMixin = transformers.PreTrainedTokenizerBase  # gone i
 from optimum_benchmark.trackers.latency import PerTokenLatencySessionTrackerLogitsProcessor as Tracker  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from helpers import loading, steps, timing  # noqa: E402
+from helpers import loading, timing
+from helpers.models import choose  # noqa: E402
 
-model, tokenizer = loading.load(steps.get_step(2, tier="embedded"))
+model, tokenizer = loading.load(choose.get_step(2, tier="embedded"))
 generate, pairs = model.generate, []
 theirs = Tracker(device=model.device.type, backend="pytorch")
 

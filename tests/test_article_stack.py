@@ -22,14 +22,16 @@ import psutil
 import pytest
 import torch
 
-from helpers import article_stack, engines, isolated, ledger, loading, setup, steps, timing
-from helpers.article import ROOT
+from helpers import ROOT, ledger, loading, machine, setup, timing
+from helpers.benchmark.process import ProcessError
+from helpers.engines import old_stack, timed
+from helpers.engines.old_stack import Environment
 from helpers.errors import CheckpointError, NotEnoughMemoryError, PackagesError, PromptError
-from helpers.isolated import Environment, ProcessError
+from helpers.models import catalogue, choose
 
 PROGRAM = """
 import os, signal, sys
-from helpers import isolated
+from helpers.benchmark import process
 from helpers.errors import PromptError
 
 def work(job):
@@ -43,7 +45,7 @@ def work(job):
     if job == "abort":
         os.abort()
     if job == "garbage":
-        os.write(1, (isolated.MARK + '{"cut off').encode())
+        os.write(1, (process.MARK + '{"cut off').encode())
         os._exit(0)
     if job == "leave":
         print("no more", file=sys.stderr, flush=True)
@@ -51,9 +53,6 @@ def work(job):
     if job == "sleep":
         signal.pause()
     return {"job": job, "python": sys.executable, "path": sys.path, "hub": os.environ["HF_HUB_OFFLINE"]}
-
-if __name__ == "__main__":
-    isolated.reply(work, sys.argv[1])
 """
 
 
@@ -101,7 +100,7 @@ def fails(kind, words, action, *arguments, **options):
 
 def test_built_once_and_called(tiny, capsys, monkeypatch):
     assert not tiny.ready and "Not on this machine" in tiny.about()
-    fails(PackagesError, "no finished environment", tiny.call, "tiny", 1)
+    fails(PackagesError, "no finished environment", tiny.call, "tiny.work", 1)
     tiny.build()
     assert tiny.packages == ["tiny==1.0"] and "1 packages in" in capsys.readouterr().out
     before = tiny.executable.lstat()
@@ -109,7 +108,7 @@ def test_built_once_and_called(tiny, capsys, monkeypatch):
     assert tiny.executable.lstat() == before and not capsys.readouterr().out
     monkeypatch.setenv("PATH", "")  # uv is not needed any more
     monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
-    answer = tiny.call("tiny", {"text": "é ⟦ ⟧", "none": None})
+    answer = tiny.call("tiny.work", {"text": "é ⟦ ⟧", "none": None})
     assert answer["job"] == {"text": "é ⟦ ⟧", "none": None} and answer["hub"] == "1"
     assert answer["python"] == str(tiny.executable) and "/somewhere/else" not in answer["path"]
     assert not any(sys.prefix in part for part in answer["path"] if "site-packages" in part), "it sees our packages"
@@ -121,7 +120,7 @@ def test_an_interrupted_build_is_not_taken_for_a_finished_one(built):
         mark.unlink() if damaged is None else mark.write_bytes(damaged)
         assert not built.ready
     built.build()
-    assert built.ready and built.call("tiny", 1)["job"] == 1
+    assert built.ready and built.call("tiny.work", 1)["job"] == 1
 
 
 def test_a_python_that_was_removed_is_noticed(built):
@@ -152,7 +151,7 @@ def test_a_changed_pin_builds_again_and_a_comment_does_not(built):
     ],
 )
 def test_a_process_without_an_answer(shared, job, kind, words):
-    fails(kind, words, shared.call, "tiny", job)
+    fails(kind, words, shared.call, "tiny.work", job)
 
 
 @pytest.fixture(scope="module")
@@ -169,17 +168,17 @@ def shared(wheels, tmp_path_factory):
 
 
 def test_a_process_that_never_answers_is_stopped(shared):
-    fails(ProcessError, "gave no answer within 1 s and was stopped", shared.call, "tiny", "sleep", timeout=1)
+    fails(ProcessError, "gave no answer within 1 s and was stopped", shared.call, "tiny.work", "sleep", timeout=1)
 
 
 def test_a_module_that_is_not_there(shared):
-    fails(ProcessError, "ended with status 1 and gave no answer: .*No module named nowhere", shared.call, "nowhere", 1)
+    fails(ProcessError, "could not do its job. ModuleNotFoundError: No module named .nowhere", shared.call, "nowhere.work", 1)
 
 
 def test_missing_uv(tmp_path):
     """A Python without uv and without pip to add it, and no uv on PATH."""
     venv.create(tmp_path / "bare", with_pip=False)
-    program = "from helpers import isolated\ntry:\n    isolated.uv()\nexcept isolated.PackagesError as error:\n    print(error)"
+    program = "from helpers.engines import old_stack\ntry:\n    old_stack.uv()\nexcept old_stack.PackagesError as error:\n    print(error)"
     command = [tmp_path / "bare" / "bin" / "python", "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PATH": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -190,9 +189,9 @@ def test_uv_on_path_comes_first(tmp_path, monkeypatch):
     (tmp_path / "uv").write_text("#!/bin/sh\n")
     (tmp_path / "uv").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert isolated.uv() == str(tmp_path / "uv")
+    assert old_stack.uv() == str(tmp_path / "uv")
     monkeypatch.setenv("PATH", "")
-    assert os.path.basename(isolated.uv()).startswith("uv") and str(tmp_path) not in isolated.uv()
+    assert os.path.basename(old_stack.uv()).startswith("uv") and str(tmp_path) not in old_stack.uv()
 
 
 def test_missing_python(tiny):
@@ -209,7 +208,7 @@ def test_no_room_on_the_disk_of_the_cache(tiny, monkeypatch):
     """A notebook's kernel asks for colours, and the folder's name must be read without them."""
     cache = os.environ["UV_CACHE_DIR"]
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(isolated.machine, "disk", lambda place: 1.0 if str(place) == cache else 1e12)
+    monkeypatch.setattr(machine, "disk", lambda place: 1.0 if str(place) == cache else 1e12)
     fails(NotEnoughMemoryError, f"the disk of {re.escape(cache)} has 0.0 GB free", replace(tiny, size=2.0).build)
 
 
@@ -284,8 +283,8 @@ def test_a_network_that_breaks_in_the_middle(tiny, stalling):
 def test_a_reader_who_interrupts(tiny, stalling):
     """A real process with a real interrupt while uv waits for the rest of a wheel; uv is gone afterwards."""
     program = (
-        f"from helpers import isolated\nfrom pathlib import Path\ntry:\n    isolated.Environment(Path({str(tiny.folder)!r}), Path({str(tiny.requirements)!r}),"
-        f" {sys.executable!r}).build()\nexcept isolated.PackagesError as error:\n    print(error)"
+        f"from helpers.engines import old_stack\nfrom pathlib import Path\ntry:\n    old_stack.Environment(Path({str(tiny.folder)!r}), Path({str(tiny.requirements)!r}),"
+        f" {sys.executable!r}).build()\nexcept old_stack.PackagesError as error:\n    print(error)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert stalling.asked.wait(60)
@@ -300,20 +299,20 @@ def test_a_reader_who_interrupts(tiny, stalling):
 
 def test_where_the_stack_lives(monkeypatch, tmp_path):
     monkeypatch.delenv("ARTICLE_STACK_DIR", raising=False)
-    assert article_stack.environment().folder == ROOT / ".article-stack"
+    assert old_stack.environment().folder == ROOT / ".article-stack"
     monkeypatch.setenv("ARTICLE_STACK_DIR", "mine")
-    assert article_stack.environment().folder == ROOT / "mine"
+    assert old_stack.environment().folder == ROOT / "mine"
     monkeypatch.setenv("ARTICLE_STACK_DIR", str(tmp_path))
-    assert article_stack.environment().folder == tmp_path and not article_stack.environment().ready
-    assert "downloads 3.0 GB and takes 5.5 GB" in article_stack.environment().about()
+    assert old_stack.environment().folder == tmp_path and not old_stack.environment().ready
+    assert "downloads 3.0 GB and takes 5.5 GB" in old_stack.environment().about()
 
 
 def test_a_gpu_that_came_after_the_stack(monkeypatch):
-    assert article_stack.too_new("cpu") == ""
-    monkeypatch.setattr(article_stack.tiers, "get_device", lambda device: device)
+    assert old_stack.too_new("cpu") == ""
+    monkeypatch.setattr(machine, "get_device", lambda device: device)
     for capability, words in {(7, 5): "^$", (9, 0): "^$", (10, 0): r"capability 10\.0.*none above 9\.0", (12, 0): r"12\.0"}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        assert re.search(words, article_stack.too_new("cuda:0")), capability
+        assert re.search(words, old_stack.too_new("cuda:0")), capability
 
 
 def test_git_does_not_see_it():
@@ -322,14 +321,14 @@ def test_git_does_not_see_it():
 
 
 def test_only_what_auto_gptq_reads_is_sent_there(tmp_path):
-    fails(CheckpointError, "unquantised weights: this step needs GPTQ ones", article_stack.make_job, steps.get_step(2))
-    shutil.copytree(steps.CHECKPOINTS / "small-gptq", tmp_path / "second")
+    fails(CheckpointError, "unquantised weights: this step needs GPTQ ones", old_stack.make_job, choose.get_step(2))
+    shutil.copytree(catalogue.CHECKPOINTS / "small-gptq", tmp_path / "second")
     config = json.loads((tmp_path / "second" / "config.json").read_text())
     config["quantization_config"]["checkpoint_format"] = "gptq_v2"
     (tmp_path / "second" / "config.json").write_text(json.dumps(config))
-    fails(CheckpointError, "second file format.*every zero point wrong by one", article_stack.make_job, steps.get_step(3, checkpoint=str(tmp_path / "second")))
+    fails(CheckpointError, "second file format.*every zero point wrong by one", old_stack.make_job, choose.get_step(3, checkpoint=str(tmp_path / "second")))
     (tmp_path / "second" / "model.safetensors").write_bytes(b"cut off")
-    fails(CheckpointError, "cut off or damaged", article_stack.make_job, steps.get_step(3, checkpoint=str(tmp_path / "second")))
+    fails(CheckpointError, "cut off or damaged", old_stack.make_job, choose.get_step(3, checkpoint=str(tmp_path / "second")))
 
 
 def test_biases_become_zero_and_nothing_else_may_be_missing():
@@ -338,8 +337,8 @@ def test_biases_become_zero_and_nothing_else_may_be_missing():
     layer = torch.nn.Module()
     layer.register_buffer("bias", torch.tensor([float("nan"), 1.0, float("inf")]))
     model = torch.nn.ModuleDict({"q": layer})
-    assert article_stack.fill_biases(model, ["q.bias"]) == 2 and layer.bias.tolist() == [0, 0, 0]
-    fails(CheckpointError, "lacks 1 tensors, q.qweight for one", article_stack.fill_biases, model, ["q.bias", "q.qweight"])
+    assert old_stack.fill_biases(model, ["q.bias"]) == 2 and layer.bias.tolist() == [0, 0, 0]
+    fails(CheckpointError, "lacks 1 tensors, q.qweight for one", old_stack.fill_biases, model, ["q.bias", "q.qweight"])
 
 
 # The article's stack itself
@@ -348,7 +347,7 @@ def test_biases_become_zero_and_nothing_else_may_be_missing():
 @pytest.fixture(scope="session")
 def stack():
     """The article's stack, built at most once."""
-    environment = article_stack.environment()
+    environment = old_stack.environment()
     if not environment.ready:
         if os.environ.get("RUN_ARTICLE_STACK") != "1":
             pytest.skip(f"{environment.about()} RUN_ARTICLE_STACK=1 builds it.")
@@ -363,18 +362,18 @@ def answers(stack):
     with pytest.MonkeyPatch.context() as patch:
         found = {}
         for number in (3, 4):
-            step = steps.get_step(number)
-            job = article_stack.make_job(step, ("float16", "float32"), "cpu")
+            step = choose.get_step(number)
+            job = old_stack.make_job(step, ("float16", "float32"), "cpu")
             for name, value in nowhere.items():
                 patch.setenv(name, value)
-            found[number] = step, article_stack.ask(stack, job)
+            found[number] = step, old_stack.ask(stack, job)
             patch.undo()
     return found
 
 
 def test_it_is_the_pinned_stack(stack, answers):
     for _, answer in answers.values():
-        assert answer["versions"] == setup.pins(article_stack.REQUIREMENTS) and answer["python"].startswith("3.11.")
+        assert answer["versions"] == setup.pins(old_stack.REQUIREMENTS) and answer["python"].startswith("3.11.")
         assert all(run["kernel"].startswith("auto_gptq.nn_modules.qlinear.") for run in answer["runs"].values())
     assert "auto-gptq==0.7.1" in stack.packages and setup.installed("auto-gptq") is None
 
@@ -417,15 +416,15 @@ def test_timing_came_through(answers):
 def test_rows_land_in_the_ledger(answers, tmp_path):
     path = tmp_path / "ledger.jsonl"
     for step, answer in answers.values():
-        row = article_stack.make_row(step, answer)
+        row = old_stack.make_row(step, answer)
         ledger.append(row, path)
         assert ledger.read(path, engine=None)[-1] == row
         assert row["title"] == f"{step.title} (2024 stack)" and row["versions"]["torch"] == "2.2.1" and row["dtype"] == "float16"
         assert row["weight_bytes"] == step.bytes and row["device"] == answer["device"]
-        assert [each["title"] for each in engines.beside(ledger.read(path, engine=None), row)] == [row["title"]]
-    assert ledger.read(path) == [] and len(ledger.read(path, engine=article_stack.ENGINE)) == 2
+        assert [each["title"] for each in timed.beside(step, path=path)] == [row["title"]]
+    assert ledger.read(path) == [] and len(ledger.read(path, engine=old_stack.ENGINE)) == 2
 
 
 def test_a_wrong_checkpoint_is_said_by_the_process_too(stack):
-    job = {"folder": str(steps.CHECKPOINTS / "small"), "device": "cpu", "dtypes": ["float16"], "prompt": "x", "new_tokens": 1}
-    fails(CheckpointError, "unquantised weights: this step needs GPTQ ones", article_stack.ask, stack, job)
+    job = {"folder": str(catalogue.CHECKPOINTS / "small"), "device": "cpu", "dtypes": ["float16"], "prompt": "x", "new_tokens": 1}
+    fails(CheckpointError, "unquantised weights: this step needs GPTQ ones", old_stack.ask, stack, job)

@@ -4,17 +4,20 @@ import json
 import os
 import statistics
 import subprocess
-
 import sysconfig
 import venv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from helpers import benchmark, breakdown, job, ledger, memory, profiling, results, steps
-from helpers.article import PROMPT, ROOT
+from helpers import ROOT, benchmark, ledger, limits, machine, timing
+from helpers.article import breakdown
+from helpers.benchmark import __main__, job, process
 from helpers.errors import CheckpointError, CourseError, UnknownStepError
+from helpers.models import catalogue, choose
+from helpers.timing import PROMPT
 
 QUICK = {"repeats": 2, "warmups": 1, "tier": "embedded"}
 OTHER_TOOL = ["optimum-benchmark==0.6.0", "hydra-core==1.3.2", "omegaconf==2.3.0", "antlr4-python3-runtime==4.9.3", "flatten-dict==0.4.2", "six==1.17.0", "colorlog==6.9.0"]
@@ -35,7 +38,7 @@ def test_rows_are_complete_and_in_the_ledger(measured, capsys):
         assert len(row["warm"]) == 2 and row["run"] == found.id and row["round"] == 1
         assert row["floor_bytes"] > row["read_bytes"] and row["floor_tpot_s"] == row["floor_bytes"] / row["bandwidth_bytes_per_s"]
         assert row["peak_generating_bytes"] > row["weight_bytes"] and row["load_s"] > 0
-        assert "--tier embedded" in row["command"] and set(row["operations_s"]) == set(profiling.KINDS)
+        assert "--tier embedded" in row["command"] and set(row["operations_s"]) == set(timing.KINDS)
     assert found.rows[0]["prompt"] == PROMPT and found.rows[2]["prompt"] != PROMPT
 
 
@@ -56,22 +59,22 @@ def test_operations_show_what_each_format_does(measured):
 def test_table_and_pooling(measured):
     found, _ = measured
     twice = found.rows + [row | {"wall_s": row["wall_s"] + 2, "floor_tpot_s": row["floor_tpot_s"] / 2} for row in found.rows]
-    pooled = list(results.pool(twice).values())
+    pooled = list(benchmark.pool(twice).values())
     assert [row["rounds"] for row in pooled] == [2] * 8 and len(pooled[0]["warm"]) == 4
     first = found.rows[0]
     assert pooled[0]["wall_s"] == pytest.approx(first["wall_s"] + 1) and pooled[0]["floor_tpot_s"] == first["floor_tpot_s"] / 2
     assert pooled[0]["over_floor"] == pytest.approx(2 * first["tpot_s"] / first["floor_tpot_s"])
-    assert list(results.table(found.rows).index) == [first["title"]] * 4 + [found.rows[4]["title"]] * 4
+    assert list(benchmark.table(found.rows).index) == [first["title"]] * 4 + [found.rows[4]["title"]] * 4
 
 
 def test_faster_than_the_floor_is_refused(measured):
     row = measured[0].rows[0]
-    assert benchmark.refusal(row, measured[0].rows) == ""
+    assert limits.refusal(row, measured[0].rows) == ""
     call = row["warm"][0] | {"ttft": 1.0, "wall": 1.0 + 14 * 0.99 * row["floor_tpot_s"]}
-    assert "error of the measurement" in benchmark.refusal(row | {"warm": [*row["warm"], call]}, [])
-    assert "error of the measurement" in benchmark.refusal(row | {"warm_ttft_s": 0.99 * row["floor_tpot_s"]}, [])
+    assert "error of the measurement" in limits.refusal(row | {"warm": [*row["warm"], call]}, [])
+    assert "error of the measurement" in limits.refusal(row | {"warm_ttft_s": 0.99 * row["floor_tpot_s"]}, [])
     other = row | {"bandwidth_bytes_per_s": row["floor_bytes"] / row["tpot_s"] / 1.01}  # the floor just below the median
-    assert "error of the measurement" in benchmark.refusal(other | {"floor_bytes": row["floor_bytes"] * 2}, [])
+    assert "error of the measurement" in limits.refusal(other | {"floor_bytes": row["floor_bytes"] * 2}, [])
 
 
 def test_a_refused_row_is_not_written(measured, tmp_path, monkeypatch):
@@ -112,7 +115,7 @@ def test_a_step_that_never_works_does_not_bring_old_rows_back(measured, tmp_path
 
 
 def test_a_download_that_is_interrupted_stops_the_benchmark(tmp_path, monkeypatch):
-    from helpers import download
+    from helpers.models import hub
 
     def fetch(_):
         try:
@@ -120,16 +123,16 @@ def test_a_download_that_is_interrupted_stops_the_benchmark(tmp_path, monkeypatc
         except KeyboardInterrupt:
             raise CheckpointError("interrupted: what is here stays") from None
 
-    monkeypatch.setattr(download, "fetch", fetch)
-    monkeypatch.setattr(job.Job, "step", lambda _: replace(steps.STEPS[2], checkpoint="meta-llama/none", tier="hub"))
-    monkeypatch.setattr(steps.Step, "bytes", 10)
+    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(job.Job, "step", lambda _: choose.Chosen(**vars(catalogue.STEPS[2]) | {"checkpoint": "meta-llama/none", "tier": "hub"}))
+    monkeypatch.setattr(choose.Chosen, "bytes", 10)
     with pytest.raises(KeyboardInterrupt):
         benchmark._in_a_process(job.Job(2, "hub"))
 
 
 def test_a_process_that_dies_is_a_sentence(monkeypatch):
-    monkeypatch.setattr(benchmark.sys, "executable", "/bin/false")
-    assert benchmark._in_a_process(job.Job(1, "embedded"))[1].startswith("1: its process failed")
+    monkeypatch.setattr(process, "call", partial(process.call, python="/bin/false"))
+    assert benchmark._in_a_process(job.Job(1, "embedded"))[1] == "The process of 1 ended with status 1 and gave no answer: it said nothing"
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"batches": (0,)}, {"prompt_tokens": (0,)}, {"repeats": 0}, {"warmups": -1}, {"layers": 2}])
@@ -141,9 +144,9 @@ def test_senseless_requests(wrong):
 def test_unknown_step_and_words_for_numbers(capsys):
     with pytest.raises(UnknownStepError, match="this course adds"):
         benchmark.run(("int3",), tier="embedded")
-    assert benchmark.main(["2", "--prompt-tokens", "many"]) == 2 and "whole numbers" in capsys.readouterr().err
-    assert benchmark.main(["int3"]) == 2 and "no step 'int3'" in capsys.readouterr().err
-    assert benchmark.main(["2", "--tier", "embedded", "--size", "9B", "--rounds", "1"]) == 1 and "choose one of 1.3B" in capsys.readouterr().out
+    assert __main__.main(["2", "--prompt-tokens", "many"]) == 2 and "whole numbers" in capsys.readouterr().err
+    assert __main__.main(["int3"]) == 2 and "no step 'int3'" in capsys.readouterr().err
+    assert __main__.main(["2", "--tier", "embedded", "--size", "9B", "--rounds", "1"]) == 1 and "choose one of 1.3B" in capsys.readouterr().out
 
 
 def test_a_size_with_random_weights(tmp_path, monkeypatch):
@@ -152,7 +155,7 @@ def test_a_size_with_random_weights(tmp_path, monkeypatch):
     (row,) = found.rows
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["llama-2-1.3b-1-layers-gptq"]  # and nothing of Llama-2's size
     assert (row["step"], row["variant"], row["tier"], row["title"]) == (0, "3", "synthetic", "1.3B cut to 1 layers GPTQ")
-    assert row["weight_bytes"] == replace(steps.Shape(2048, 5504, 24), num_hidden_layers=1).weight_bytes("gptq")
+    assert row["weight_bytes"] == replace(catalogue.Shape(2048, 5504, 24), num_hidden_layers=1).weight_bytes("gptq")
 
 
 def test_the_changes_add_up_and_a_missing_step_is_in_the_next(measured):
@@ -174,10 +177,10 @@ def test_memory_in_a_pass_of_its_own():
     """A buffer that exists only during the call is in the peak, and nothing of it afterwards."""
     import torch
 
-    before = memory.in_use("cpu")
-    assert memory.peak("cpu", lambda: torch.ones(50_000_000).sum()) > before + 150e6
+    before = machine.in_use("cpu")
+    assert machine.peak("cpu", lambda: torch.ones(50_000_000).sum()) > before + 150e6
     with pytest.raises(KeyError):
-        memory.peak("cpu", lambda: {}["no"])
+        machine.peak("cpu", lambda: {}["no"])
 
 
 def test_another_tool_says_the_same_of_the_same_call():

@@ -2,8 +2,7 @@
 
 import pytest
 
-from helpers import claims
-from helpers.article import ARTICLE
+from helpers.article import ARTICLE, claims
 
 BASE = {"user_s": 0.5, "sys_s": 0.1, "warm": [{"user": 0.8, "sys": 0.1, "wall": 1.0, "ttft": 0.1, "new_tokens": 15}], "dtype": "bfloat16", "parameters": 100}
 

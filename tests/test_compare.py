@@ -2,7 +2,8 @@
 
 import pytest
 
-from helpers import article, compare
+from helpers import article
+from helpers.article import compare
 
 
 def test_the_articles_changes():

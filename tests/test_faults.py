@@ -6,16 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from helpers import checks, loading, steps
+from helpers import loading, machine
 from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
+from helpers.models import catalogue, choose
 
 
 @pytest.fixture
 def broken(tmp_path):
     """A copy of the small checkpoint to damage, as (step, folder)."""
     folder = tmp_path / "small"
-    shutil.copytree(steps.CHECKPOINTS / "small", folder)
-    return steps.get_step(2, checkpoint=str(folder)), folder
+    shutil.copytree(catalogue.CHECKPOINTS / "small", folder)
+    return choose.get_step(2, checkpoint=str(folder)), folder
 
 
 def fails(step, words):
@@ -112,7 +113,7 @@ def test_weights_of_another_shape(broken):
 
 @pytest.mark.parametrize(("number", "name", "words"), [(2, "small-gptq", "holds gptq weights"), (3, "small", "holds unquantised weights")])
 def test_another_format(number, name, words):
-    fails(steps.get_step(number, checkpoint=str(steps.CHECKPOINTS / name)), words)
+    fails(choose.get_step(number, checkpoint=str(catalogue.CHECKPOINTS / name)), words)
 
 
 @pytest.mark.parametrize("header", [b"[]", b"{}", b'{"a": 1}', b'{"a": {"data_offsets": []}}'])
@@ -137,14 +138,14 @@ def test_missing_tokeniser(broken):
 
 
 def test_too_little_memory_names_both_numbers(monkeypatch):
-    monkeypatch.setattr(checks, "free_memory", lambda device: 0.5e9)
+    monkeypatch.setattr(machine, "free_memory", lambda device: 0.5e9)
     with pytest.raises(NotEnoughMemoryError, match=r"needs about 0\.8 GB on cpu and 0\.5 GB are free"):
-        loading.load(steps.get_step(2))
+        loading.load(choose.get_step(2))
 
 
 def test_llama_2_would_not_fit_a_small_machine():
     with pytest.raises(NotEnoughMemoryError, match="TIER=embedded"):
-        checks.check_memory(10**15, "cpu")
+        choose.check_memory(10**15, "cpu")
 
 
 def test_cuda_only_choice_on_a_cpu():
@@ -153,12 +154,12 @@ def test_cuda_only_choice_on_a_cpu():
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
     with pytest.raises(DeviceError, match="no CUDA GPU"):
-        loading.load(steps.get_step(1), device="cuda:0")
+        loading.load(choose.get_step(1), device="cuda:0")
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_release_frees_what_no_variable_holds(capsys, number):
-    model, tokenizer = loading.load(steps.get_step(number))
+    model, tokenizer = loading.load(choose.get_step(number))
     model.generate(tokenizer("A", return_tensors="pt").input_ids.to(model.device), max_new_tokens=2, pad_token_id=2)
     held = model.model.layers[0]
     loading.release()
@@ -174,7 +175,7 @@ def test_show_call_is_what_load_passes(capsys, monkeypatch, number):
     import torch
     import transformers
 
-    step, calls = steps.get_step(number), []
+    step, calls = choose.get_step(number), []
 
     class AutoModelForCausalLM:
         @staticmethod
@@ -199,4 +200,4 @@ def test_show_call_is_what_load_passes(capsys, monkeypatch, number):
 def test_another_dtype_is_passed_on():
     import torch
 
-    assert loading.load_arguments(replace(steps.get_step(2), dtype="float16"))["dtype"] is torch.float16
+    assert loading.load_arguments(replace(choose.get_step(2), dtype="float16"))["dtype"] is torch.float16

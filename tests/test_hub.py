@@ -18,9 +18,10 @@ import nbformat
 import pytest
 from hub import COMMIT, Hub
 
-from helpers import gguf_files, steps
-from helpers.article import ROOT
-from helpers.steps import CHECKPOINTS
+from helpers import ROOT
+from helpers.engines import llamacpp
+from helpers.models import catalogue, choose
+from helpers.models.catalogue import CHECKPOINTS
 
 META, MIRROR = "meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-hf"
 CHAT, LARGE = "TheBloke/Llama-2-7b-Chat-GPTQ", "TheBloke/Llama-2-13B-GPTQ"
@@ -29,13 +30,14 @@ SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 
 MEASURE = """
 import json, sys
-from helpers import ledger, loading, steps, timing
+from helpers import ledger, loading, timing
+from helpers.models import catalogue, choose
 from helpers.errors import CourseError
 
 found = {}
 for number in map(int, sys.argv[1:]):
     try:
-        step = steps.get_step(number, tier="hub")
+        step = choose.get_step(number, tier="hub")
         model, tokenizer = loading.load(step)
         row = ledger.make_row(step, timing.measure(model, tokenizer, new_tokens=3, warmups=0, repeats=1), model)
         stored = loading.read_tensor(step, "model.norm.weight")
@@ -47,15 +49,15 @@ print(json.dumps(found))
 FETCH = """
 import json, sys
 from huggingface_hub import constants
-from helpers import download, steps
+from helpers.models import catalogue, choose, hub
 from helpers.errors import CourseError
 
 constants.DOWNLOAD_CHUNK_SIZE = 2**16  # what comes in pieces of 10 MB is written in smaller ones: the shards here are small
 revision = sys.argv[1] if len(sys.argv) > 1 else "main"
 try:
-    step = steps.get_step(2, tier="hub", revision=revision)
-    download.fetch(step)
-    found = {"checkpoint": step.checkpoint, "note": step.note, "complete": download.cached(step.checkpoint, step.revision, "bf16")}
+    step = choose.get_step(2, tier="hub", revision=revision)
+    hub.fetch(step)
+    found = {"checkpoint": step.checkpoint, "note": step.note, "complete": hub.cached(step.checkpoint, step.revision, "bf16")}
 except CourseError as error:
     found = {"error": f"{type(error).__name__}: {error}"}
 print(json.dumps(found))
@@ -301,9 +303,9 @@ def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     """
     ready = tmp_path / "ready"
     for type in ("Q8_0", "Q4_0", "Q4_K_M"):
-        gguf_files.write(CHECKPOINTS / "small", type, ready / f"llama-2-7b.{type}.gguf")
+        llamacpp.write(CHECKPOINTS / "small", type, ready / f"llama-2-7b.{type}.gguf")
     canary, results, command_lines = "hf_canaryThatMustNotBeSeen", tmp_path / "results", set()
-    twins = {steps.LIKE_FOR_LIKE[0]: CHECKPOINTS / "small-gptq", steps.VARIANTS["13b-bf16"].hub: CHECKPOINTS / "large", gguf_files.READY["7B"]: ready}
+    twins = {choose.LIKE_FOR_LIKE[0]: CHECKPOINTS / "small-gptq", catalogue.VARIANTS["13b-bf16"].hub: CHECKPOINTS / "large", llamacpp.READY["7B"]: ready}
     with Hub(ARTICLE | twins, token=canary) as hub:
         environment = settings(hub.url, tmp_path / "home", HF_TOKEN=canary, TIER="hub", RESULTS_DIR=str(results), HF_HUB_DOWNLOAD_TIMEOUT="10")
         with open(tmp_path / "printed.txt", "w") as printed:
@@ -320,7 +322,7 @@ def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     *rows, measured = [json.loads(line) for line in (results / "ledger.jsonl").read_text().splitlines()]
     assert (measured["variant"], measured["tier"], measured["checkpoint"]) == ("fp16", "hub", META)
     quality = json.loads((results / "quality.json").read_text())["rows"]
-    assert quality["3"]["checkpoint"] == steps.LIKE_FOR_LIKE[0] and not any(row["missing"] for row in quality.values())
+    assert quality["3"]["checkpoint"] == choose.LIKE_FOR_LIKE[0] and not any(row["missing"] for row in quality.values())
     of_steps = [row for row in rows if "engine" not in row]
     assert [(row["step"], row["tier"], row["checkpoint"]) for row in of_steps] == [(3, "hub", CHAT), (4, "hub", LARGE), (1, "hub", META), (2, "hub", META)]
     assert {row["revision"] for row in of_steps} == {COMMIT}
@@ -333,8 +335,8 @@ def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
 
 SURVEY = """
 import json, sys
-from helpers import fit
-found = fit.survey()
+from helpers.models import choose
+found = choose.survey()
 found["gpus"] = []
 print(json.dumps(found))
 """
@@ -342,16 +344,16 @@ LOGIN = """
 import io, json, sys
 import ipywidgets
 from IPython.display import display
-from helpers import access
+from helpers.models import hub
 
 shown = []
 import IPython.display
 IPython.display.display = shown.append
-access.ask_for_token()
+hub.ask_for_token()
 field, button, answer = shown[0].children
 field.value = sys.stdin.readline().strip()
 button.click()
-print(json.dumps({"answer": answer.value, "left": field.value, "place": access.token_place()}))
+print(json.dumps({"answer": answer.value, "left": field.value, "place": hub.token_place()}))
 """
 
 

@@ -10,9 +10,11 @@ import torch
 from hub import Hub
 from safetensors.torch import load_file, save_file
 
-from helpers import engines, gguf_files, ledger, llamacpp, plots, quality, steps, tiers, timing
+from helpers import ledger, machine, plots, quality, timing
+from helpers.engines import llamacpp, timed
 from helpers.errors import CheckpointError, NotEnoughMemoryError, PromptError, TokenCountError, UnknownFormatError
-from helpers.steps import CHECKPOINTS
+from helpers.models import catalogue, choose
+from helpers.models.catalogue import CHECKPOINTS
 
 SMALL, LARGE = CHECKPOINTS / "small", CHECKPOINTS / "large"
 
@@ -21,7 +23,7 @@ SMALL, LARGE = CHECKPOINTS / "small", CHECKPOINTS / "large"
 def files(tmp_path_factory):
     """{type: path} of the small model in every type."""
     folder = tmp_path_factory.mktemp("gguf")
-    return {type: gguf_files.write(SMALL, type, folder / f"small-{type}.gguf") for type in gguf_files.TYPES}
+    return {type: llamacpp.write(SMALL, type, folder / f"small-{type}.gguf") for type in llamacpp.TYPES}
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,10 @@ def test_unquantised_tensors_are_the_checkpoints(files):
     stored = load_file(SMALL / "model.safetensors")
     for name, theirs in (("output.weight", "lm_head.weight"), ("blk.3.ffn_down.weight", "model.layers.3.mlp.down_proj.weight")):
         for type in ("F32", "BF16"):
-            assert np.array_equal(gguf_files.weights(files[type], name), stored[theirs].float().numpy()), (name, type)
-    total, read = gguf_files.sizes(files["BF16"])
+            assert np.array_equal(llamacpp.weights(files[type], name), stored[theirs].float().numpy()), (name, type)
+    total, read = llamacpp.sizes(files["BF16"])
     norms = 9 * 256 * 2  # stored in 32 bits, where the checkpoint has 16
-    assert total == steps.Shape.from_config(SMALL).weight_bytes("bf16") + norms and total - read == 2 * 1536 * 256
+    assert total == catalogue.Shape.from_config(SMALL).weight_bytes("bf16") + norms and total - read == 2 * 1536 * 256
 
 
 @pytest.mark.parametrize("type", ["Q8_0", "Q4_0"])
@@ -56,29 +58,29 @@ def test_blocks_are_those_of_the_packages_own_quantiser(files, type):
     name = "blk.1.ffn_up.weight"
     weight = load_file(SMALL / "model.safetensors")["model.layers.1.mlp.up_proj.weight"].float().numpy()
     theirs = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[type])
-    ours = gguf_files.quantise(weight, type)
+    ours = llamacpp.quantise(weight, type)
     restored, expected = (gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[type]) for blocks in (ours, theirs))
     assert (ours == theirs).mean() > 0.999 and np.abs(restored - expected).max() <= np.abs(weight).max() / (7 if type == "Q4_0" else 127)
-    assert np.array_equal(gguf_files.weights(files[type], name), restored)
+    assert np.array_equal(llamacpp.weights(files[type], name), restored)
 
 
 def test_more_bits_are_nearer(files):
     name = "blk.1.attn_output.weight"
     weight = load_file(SMALL / "model.safetensors")["model.layers.1.self_attn.o_proj.weight"].float().numpy()
-    errors = [np.square(gguf_files.weights(files[type], name) - weight).sum() for type in ("Q4_0", "Q4_K_M", "Q8_0", "BF16")]
+    errors = [np.square(llamacpp.weights(files[type], name) - weight).sum() for type in ("Q4_0", "Q4_K_M", "Q8_0", "BF16")]
     assert errors == sorted(errors, reverse=True) and errors[0] > errors[1] > errors[2] > errors[3] == 0
 
 
 def test_types_follow_llama_cpps_rule(files):
-    table = gguf_files.table(files["Q4_K_M"])
+    table = llamacpp.table(files["Q4_K_M"])
     better = [name for name in table.index[table["type"] == "Q6_K"]]
     assert better == ["output.weight", "blk.2.attn_v.weight", "blk.2.ffn_down.weight", "blk.3.attn_v.weight", "blk.3.ffn_down.weight"]
     assert table.loc["blk.0.attn_q.weight", "bits a weight"] == 4.5 and table.loc["blk.0.ffn_down.weight", "shape"] == (256, 768)
-    assert set(gguf_files.table(files["Q4_0"])["type"]) == {"F32", "Q4_0", "Q6_K"}
+    assert set(llamacpp.table(files["Q4_0"])["type"]) == {"F32", "Q4_0", "Q6_K"}
 
 
 def test_rows_that_are_no_multiple_of_256(tmp_path):
-    table = gguf_files.table(gguf_files.write(LARGE, "Q4_K_M", tmp_path / "large.gguf"))
+    table = llamacpp.table(llamacpp.write(LARGE, "Q4_K_M", tmp_path / "large.gguf"))
     assert set(table["type"]) == {"F32", "Q4_K", "Q6_K", "Q5_0", "Q8_0"}  # 384 inputs: the types that llama.cpp takes instead
     assert table.loc["blk.0.attn_q.weight", "type"] == "Q5_0" and table.loc["blk.0.ffn_down.weight", "type"] == "Q4_K"  # 1024 inputs
     server = llamacpp.load(tmp_path / "large.gguf")
@@ -119,13 +121,13 @@ def test_greedy_tokens_are_those_of_transformers(server, models):
 
 
 def test_measured_like_the_steps(server, files, tmp_path, capsys):
-    step, ids = steps.get_step(2), llamacpp.tokenise(server, timing.PROMPT)
-    result = engines.measure(lambda n, arrived: llamacpp.answer(server, ids, n, arrived)[0], ids, lambda new: llamacpp.detokenise(server, new), repeats=2)
+    step, ids = choose.get_step(2), llamacpp.tokenise(server, timing.PROMPT)
+    result = timed.measure(lambda n, arrived: llamacpp.answer(server, ids, n, arrived)[0], ids, lambda new: llamacpp.detokenise(server, new), repeats=2)
     assert len(result.warm) == 2 and result.prompt_tokens == len(ids) and len(result.token_ids) == timing.NEW_TOKENS
     for call in (result.cold, *result.warm):
         assert 0 < call.ttft < call.wall
-    total, read = gguf_files.sizes(files["BF16"])
-    row = engines.make_row("llama.cpp", "BF16", result, step, format="gguf", weight_bytes=total, read_bytes=read, packages=llamacpp.PACKAGES)
+    total, read = llamacpp.sizes(files["BF16"])
+    row = timed.make_row("llama.cpp", "BF16", result, step, format="gguf", weight_bytes=total, read_bytes=read, packages=llamacpp.PACKAGES)
     path = tmp_path / "ledger.jsonl"
     ledger.append(row, path)
     assert ledger.read(path, engine=None) == [row] == ledger.read(path, engine="llama.cpp") and ledger.read(path) == []
@@ -135,7 +137,7 @@ def test_measured_like_the_steps(server, files, tmp_path, capsys):
 
 def rows():
     """A row of a step and one of another engine, with times of their own."""
-    base = {"tier": "embedded", "device": "CPU", "prompt": "p", "new_tokens": 15, "wall_s": 1.0, "warm_wall_s": 0.5, "warm_ttft_s": 0.1, "weight_bytes": 10**6}
+    base = {"tier": "embedded", "device": "CPU", "prompt": timing.PROMPT, "new_tokens": 15, "wall_s": 1.0, "warm_wall_s": 0.5, "warm_ttft_s": 0.1, "weight_bytes": 10**6}
     step = base | {"title": "small bf16", "tpot_s": 0.004, "decode_tokens_per_s": 250.0, "read_bytes": 8 * 10**6}
     other = base | {"title": "small Q4_0 (llama.cpp)", "engine": "llama.cpp", "tpot_s": 0.001, "decode_tokens_per_s": 1000.0, "read_bytes": 2 * 10**6}
     return step, other
@@ -144,26 +146,26 @@ def rows():
 def test_beside_takes_the_newest_of_the_same_model():
     step, other = rows()
     foreign = [step | {"title": "large bf16"}, step | {"tier": "hub"}, step | {"run": "x"}, step | {"new_tokens": 3}]
-    assert engines.beside([other, step | {"tpot_s": 9.0}, *foreign, step], other) == [step, other]
+    assert timed.newest([other, step | {"tpot_s": 9.0}, *foreign, step], choose.get_step(2)) == [step, other]
 
 
 def test_table_and_chart_of_engines(capsys):
     some = [row | {"floor_tpot_s": floor} for row, floor in zip(rows(), (0.001, None))]
-    table = engines.table(some)
+    table = timed.table(some)
     assert table.loc["small bf16", "floor"] == "1.00 ms" and table.loc["small bf16", "TPOT / floor"] == "4.0"
     assert table.loc["small Q4_0 (llama.cpp)", "floor"] == "-"
-    image = engines.chart(some)
+    image = timed.chart(some)
     assert plots.TIERS["embedded"] in image.metadata["alt"] and "small bf16 4.00 ms (floor 1.00 ms); small Q4_0" in image.metadata["alt"]
 
 
 def test_the_floor_is_of_this_machine():
-    here, elsewhere = engines.with_floor([rows()[0] | {"device": tiers.device_name("cpu")}, rows()[1]])
+    here, elsewhere = timed.with_floor([rows()[0] | {"device": machine.device_name("cpu")}, rows()[1]])
     assert 1e-6 < here["floor_tpot_s"] < 1 and elsewhere["floor_tpot_s"] is None
 
 
 def test_an_engine_that_stops_early_is_refused():
     with pytest.raises(TokenCountError, match="2 new tokens instead of 3"):
-        engines.answer_once(lambda n, arrived: [1, 2], 3)
+        timed.answer_once(lambda n, arrived: [1, 2], 3)
 
 
 def test_requests_that_llama_cpp_refuses(server):
@@ -181,30 +183,30 @@ def test_files_that_cannot_be_loaded(files, tmp_path):
         with pytest.raises(CheckpointError, match=f"llama.cpp cannot load .*{name}"):
             llamacpp.load(tmp_path / name)
     with pytest.raises(CheckpointError, match="no complete GGUF file"):
-        gguf_files.sizes(tmp_path / "text.gguf")
+        llamacpp.sizes(tmp_path / "text.gguf")
     with pytest.raises(CheckpointError, match="There is no file"):
         llamacpp.load(tmp_path / "none.gguf")
 
 
 def test_checkpoints_that_cannot_be_converted(tmp_path):
     with pytest.raises(UnknownFormatError, match="no GGUF type 'Q3'.*Q4_0"):
-        gguf_files.write(SMALL, "Q3", tmp_path / "x.gguf")
+        llamacpp.write(SMALL, "Q3", tmp_path / "x.gguf")
     with pytest.raises(CheckpointError, match="holds gptq weights"):
-        gguf_files.write(CHECKPOINTS / "small-gptq", "Q8_0", tmp_path / "x.gguf")
+        llamacpp.write(CHECKPOINTS / "small-gptq", "Q8_0", tmp_path / "x.gguf")
     with pytest.raises(UnknownFormatError, match="Rows of 100 numbers"):
-        gguf_files.quantise(np.zeros((2, 100)), "Q4_0")
+        llamacpp.quantise(np.zeros((2, 100)), "Q4_0")
     shutil.copytree(SMALL, tmp_path / "other")
     tokenizer = json.loads((SMALL / "tokenizer.json").read_text(encoding="utf-8"))
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer | {"pre_tokenizer": {"type": "Metaspace"}}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="tokeniser that this converter does not know.*take a ready GGUF file"):
-        gguf_files.write(tmp_path / "other", "Q8_0", tmp_path / "x.gguf")
+        llamacpp.write(tmp_path / "other", "Q8_0", tmp_path / "x.gguf")
     assert not list(tmp_path.glob("*gguf*"))
 
 
 def test_disk_that_is_too_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_files.machine, "disk", lambda folder: 1e6)
+    monkeypatch.setattr(machine, "disk", lambda folder: 1e6)
     with pytest.raises(NotEnoughMemoryError, match="takes 0.0 GB and the disk has 0.0 GB free"):
-        gguf_files.write(SMALL, "Q8_0", tmp_path / "x.gguf")
+        llamacpp.write(SMALL, "Q8_0", tmp_path / "x.gguf")
 
 
 def test_an_interrupted_write_leaves_nothing_and_a_finished_one_is_used_again(tmp_path, monkeypatch):
@@ -214,12 +216,12 @@ def test_an_interrupted_write_leaves_nothing_and_a_finished_one_is_used_again(tm
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(gguf_files, "_blocks", interrupt)
-        gguf_files.write(SMALL, "Q8_0", path)
+        patch.setattr(llamacpp, "_blocks", interrupt)
+        llamacpp.write(SMALL, "Q8_0", path)
     assert not list(tmp_path.iterdir())
-    gguf_files.write(SMALL, "Q8_0", path)
+    llamacpp.write(SMALL, "Q8_0", path)
     before = path.stat().st_mtime_ns
-    assert gguf_files.write(SMALL, "Q8_0", path) == path and path.stat().st_mtime_ns == before
+    assert llamacpp.write(SMALL, "Q8_0", path) == path and path.stat().st_mtime_ns == before
 
 
 def test_shards_and_a_vocabulary_with_unused_places(tmp_path):
@@ -238,21 +240,22 @@ def test_shards_and_a_vocabulary_with_unused_places(tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config = json.loads((SMALL / "config.json").read_text()) | {"vocab_size": 1600}
     (folder / "config.json").write_text(json.dumps(config))
-    server = llamacpp.load(gguf_files.write(folder, "Q8_0", tmp_path / "x.gguf"))
+    server = llamacpp.load(llamacpp.write(folder, "Q8_0", tmp_path / "x.gguf"))
     new, _ = llamacpp.answer(server, llamacpp.tokenise(server, timing.PROMPT), 8)
     assert len(new) == 8
 
 
 READY = """
 import json
-from helpers import gguf_files, llamacpp, steps
+from helpers.engines import llamacpp
+from helpers.models import catalogue, choose
 from helpers.errors import CourseError
-step = steps.get_step(2, tier="hub")
-path = gguf_files.file(step, "Q4_0")
+step = choose.get_step(2, tier="hub")
+path = llamacpp.file(step, "Q4_0")
 server = llamacpp.load(path)
 found = {"name": path.name, "tokens": len(llamacpp.answer(server, llamacpp.tokenise(server, "A "), 4)[0])}
 try:
-    gguf_files.file(step, "Q8_0")
+    llamacpp.file(step, "Q8_0")
 except CourseError as error:
     found["error"] = str(error)
 print(json.dumps(found))

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from helpers import fit, machine
-from helpers.article import ROOT
-from helpers.steps import LLAMA_2
+from helpers import ROOT, machine
+from helpers.models import choose
+from helpers.models.catalogue import LLAMA_2
 
 T4 = "0, Tesla T4, 7.5, 15360, 14910"
 TWO = f"{T4}\n1, Tesla T4, 7.5, 15360, 15100"
@@ -53,16 +53,17 @@ def test_driver_that_says_nothing_useful(driver):
 
 PROGRAM = """
 import json, sys
-from helpers import fit, tiers
+from helpers import machine
+from helpers.models import choose
 from helpers.errors import DeviceError
-tier, reason = tiers.choose_tier("auto")
-found = fit.survey()
+tier, reason = choose.choose_tier("auto")
+found = choose.survey()
 torch_before = "torch" in sys.modules
 try:
-    asked = tiers.get_device(0)
+    asked = machine.get_device(0)
 except DeviceError as error:
     asked = str(error)
-print(json.dumps([tier, reason, tiers.get_device(), asked, torch_before, fit.machine_table(found).to_dict()["this machine"]]))
+print(json.dumps([tier, reason, machine.get_device(), asked, torch_before, choose.machine_table(found).to_dict()["this machine"]]))
 """
 
 
@@ -96,29 +97,29 @@ def gpu(free, index=0, capability=(7, 5)):
 
 
 def test_verdicts():
-    assert fit.verdict(9, 10) == fit.FITS and fit.verdict(10, 10) == fit.TIGHT and fit.verdict(11, 10) == fit.TOO_LARGE
-    for sign, word in (verdict.split(" ", 1) for verdict in (fit.FITS, fit.TIGHT, fit.TOO_LARGE)):
+    assert choose.verdict(9, 10) == choose.FITS and choose.verdict(10, 10) == choose.TIGHT and choose.verdict(11, 10) == choose.TOO_LARGE
+    for sign, word in (verdict.split(" ", 1) for verdict in (choose.FITS, choose.TIGHT, choose.TOO_LARGE)):
         assert len(sign) == 1 and word.isascii()
 
 
 def test_steps_on_a_t4():
-    table = fit.step_table(survey(gpu(15.4e9)), context=512)
-    assert list(table["verdict"]) == [fit.FITS, fit.TIGHT, fit.FITS, fit.FITS]
+    table = choose.step_table(survey(gpu(15.4e9)), context=512)
+    assert list(table["verdict"]) == [choose.FITS, choose.TIGHT, choose.FITS, choose.FITS]
     assert table.loc["2: 7B bf16", "weights"] == "13,476,831,232"
-    assert table.loc["2: 7B bf16", "download, time, disk"] == f"13.5 GB, about 2 min, {fit.FITS}"
+    assert table.loc["2: 7B bf16", "download, time, disk"] == f"13.5 GB, about 2 min, {choose.FITS}"
     assert LLAMA_2["7B"].kv_bytes_per_token == 524_288 and LLAMA_2["13B"].kv_bytes_per_token == 819_200
-    longer = fit.step_table(survey(gpu(15.4e9)), context=4096)
-    assert longer.loc["2: 7B bf16", "verdict"] == fit.TOO_LARGE and "shorter context" in longer.loc["2: 7B bf16", "what to do"]
+    longer = choose.step_table(survey(gpu(15.4e9)), context=4096)
+    assert longer.loc["2: 7B bf16", "verdict"] == choose.TOO_LARGE and "shorter context" in longer.loc["2: 7B bf16", "what to do"]
 
 
 def test_steps_on_two_small_gpus():
-    table = fit.step_table(survey(gpu(9e9), gpu(9e9, 1)))
-    assert "2 GPUs" in table.loc["2: 7B bf16", "free"] and table.loc["2: 7B bf16", "verdict"] != fit.TOO_LARGE
+    table = choose.step_table(survey(gpu(9e9), gpu(9e9, 1)))
+    assert "2 GPUs" in table.loc["2: 7B bf16", "free"] and table.loc["2: 7B bf16", "verdict"] != choose.TOO_LARGE
     assert "(GPU)" in table.loc["3: 7B GPTQ", "free"]
 
 
 def test_steps_without_a_gpu_or_disk_or_network():
-    assert "T4 GPU" in fit.step_table(survey()).loc["2: 7B bf16", "what to do"]
-    assert "(host)" in fit.step_table(survey()).loc["2: 7B bf16", "free"]
-    assert "HF_HOME" in fit.step_table(survey(gpu(20e9), disk=5e9)).loc["2: 7B bf16", "what to do"]
-    assert "no network" in fit.step_table(survey(gpu(20e9), speed=None, online="no")).loc["1: 7B 8-bit", "what to do"]
+    assert "T4 GPU" in choose.step_table(survey()).loc["2: 7B bf16", "what to do"]
+    assert "(host)" in choose.step_table(survey()).loc["2: 7B bf16", "free"]
+    assert "HF_HOME" in choose.step_table(survey(gpu(20e9), disk=5e9)).loc["2: 7B bf16", "what to do"]
+    assert "no network" in choose.step_table(survey(gpu(20e9), speed=None, online="no")).loc["1: 7B 8-bit", "what to do"]

@@ -9,24 +9,25 @@ import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
-from helpers import memory, steps, synthetic, tiers
-from helpers.article import ROOT
+from helpers import ROOT, loading
+from helpers.models import catalogue, choose, synthetic
 
-SHAPE = steps.Shape(2048, 5504, 16, 4000)  # 1.7 GB in bf16, a hundred times the small embedded model
+SHAPE = catalogue.Shape(2048, 5504, 16, 4000)  # 1.7 GB in bf16, a hundred times the small embedded model
 WATCH = """
 import json, sys, threading, time
-from helpers import loading, memory, steps, timing
+from helpers import loading, timing
+from helpers.models import catalogue, choose
 
 number, folder = int(sys.argv[1]), sys.argv[2]
 def status():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
     return {name: int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon")}
 
-model, tokenizer = loading.load(steps.get_step(number))  # the libraries' own memory does not count
+model, tokenizer = loading.load(choose.get_step(number))  # the libraries' own memory does not count
 timing.generate_once(model, tokenizer)
 del model, tokenizer
-memory.free_caches()
-step = steps.get_step(number, checkpoint=folder)
+loading.free_caches()
+step = choose.get_step(number, checkpoint=folder)
 before, peak, done = status(), {"VmRSS": 0, "RssAnon": 0}, []
 
 def watch():
@@ -67,7 +68,8 @@ def test_loading_streams(checkpoints, number, format, measure):
 
 OUT_OF_MEMORY = """
 import resource, sys, torch
-from helpers import loading, steps, timing
+from helpers import loading, timing
+from helpers.models import catalogue, choose
 from helpers.errors import NotEnoughMemoryError
 
 def used():
@@ -83,11 +85,11 @@ def limited(room, action):
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
-small, tokenizer = loading.load(steps.get_step(1))
+small, tokenizer = loading.load(choose.get_step(1))
 timing.generate_once(small, tokenizer)
-own = steps.get_step(1, checkpoint=sys.argv[1])
+own = choose.get_step(1, checkpoint=sys.argv[1])
 limited(1_100_000_000, lambda: loading.load(own))  # the file is mapped, then the copies are too much
-model, tokenizer = loading.load(steps.get_step(2, checkpoint=sys.argv[1]))
+model, tokenizer = loading.load(choose.get_step(2, checkpoint=sys.argv[1]))
 timing.generate_once(model, tokenizer, new_tokens=2)
 limited(30_000_000, lambda: timing.generate_once(model, tokenizer, "word " * 1500, new_tokens=2))
 print("parameters left:", sum(1 for _ in model.parameters()))
@@ -113,7 +115,7 @@ class Part:
 def test_holders_are_named():
     part = Part()
     namespace = {"layer": part, "listed": [part], "mapped": {"a": (part,)}, "called": lambda: part, "_oh": {7: part}, "_7": part, "_": part}
-    assert memory.find([part], namespace) == ["Out[7]", "called", "layer", "listed", "mapped"]
+    assert loading.holders([part], namespace) == ["Out[7]", "called", "layer", "listed", "mapped"]
 
 
 def run_cells(*sources):
@@ -125,7 +127,7 @@ def run_cells(*sources):
 
 def test_release_in_a_notebook_names_variable_and_output():
     printed = run_cells(
-        "import sys; sys.path.insert(0, '..')\nfrom helpers import loading, steps\nmodel, tokenizer = loading.load(steps.get_step(2))",
+        "import sys; sys.path.insert(0, '..')\nfrom helpers import loading, steps\nmodel, tokenizer = loading.load(choose.get_step(2))",
         "model",
         "layer = model.model.layers[0]; del model; loading.release();",
         "del layer; loading.release();",
@@ -146,9 +148,9 @@ def test_the_next_notebook_fits_in_the_same_kernel():
 
 
 def test_one_gpu_where_it_is_large_enough():
-    assert tiers.spread(14e9, [15.6e9, 15.6e9]) == [0]
-    assert tiers.spread(14e9, [9e9, 9e9]) == [0, 1] and tiers.spread(14e9, [8e9, 8e9]) == []
-    assert tiers.spread(14e9, [8e9]) == [] and tiers.spread(1e9, []) == []
+    assert choose.spread(14e9, [15.6e9, 15.6e9]) == [0]
+    assert choose.spread(14e9, [9e9, 9e9]) == [0, 1] and choose.spread(14e9, [8e9, 8e9]) == []
+    assert choose.spread(14e9, [8e9]) == [] and choose.spread(1e9, []) == []
 
 
 def test_two_gpus_share_a_model():
@@ -158,7 +160,7 @@ def test_two_gpus_share_a_model():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(steps.CHECKPOINTS / "small"))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(catalogue.CHECKPOINTS / "small"))
     size = sum(p.numel() * 2 for p in model.parameters())
     memory = get_balanced_memory(model, {0: int(0.8 * size), 1: int(0.8 * size)}, dtype="bfloat16", no_split_module_classes=["LlamaDecoderLayer"])
     places = infer_auto_device_map(model, memory, dtype="bfloat16", no_split_module_classes=["LlamaDecoderLayer"])

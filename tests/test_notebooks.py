@@ -6,8 +6,7 @@ import statistics
 import nbformat
 import pytest
 
-from helpers import badges
-from helpers.article import ROOT
+from helpers import ROOT, badges
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import engines, ledger, onnx_models, quality, steps, timing
-from helpers.article import ROOT
+from helpers import ROOT, ledger, quality, setup, timing
+from helpers.engines import onnx_models, timed
 from helpers.errors import CheckpointError, PromptError
+from helpers.models import choose
 
 
 @pytest.fixture(scope="module")
 def folders():
     """The graphs of notebook 12: those that it has just written, else they are written now."""
-    small, gptq = steps.get_step(2), steps.get_step(3)
+    small, gptq = choose.get_step(2), choose.get_step(3)
     return {
         "fp32": onnx_models.export(small, "fp32"),
         "exact": onnx_models.export(gptq, "int4", "small-gptq-exact", accuracy_level=1, nodes_to_exclude="/lm_head/MatMul"),
@@ -33,22 +34,22 @@ def test_an_export_leaves_nothing_in_memory():
     def left():
         return sum(str(type(thing).__module__).startswith("onnx_ir") for thing in gc.get_objects())
 
-    onnx_models.export(steps.get_step(3), "int4", "small-gptq-memory", accuracy_level=1)
+    onnx_models.export(choose.get_step(3), "int4", "small-gptq-memory", accuracy_level=1)
     before = left()  # its classes are imported now
-    shutil.rmtree(ledger.results_dir() / "onnx" / "small-gptq-memory")
+    shutil.rmtree(setup.results_dir() / "onnx" / "small-gptq-memory")
     gc.disable()
     try:
-        onnx_models.export(steps.get_step(3), "int4", "small-gptq-memory", accuracy_level=1)
+        onnx_models.export(choose.get_step(3), "int4", "small-gptq-memory", accuracy_level=1)
         assert left() <= before + 20
     finally:
         gc.enable()
-        shutil.rmtree(ledger.results_dir() / "onnx" / "small-gptq-memory")
+        shutil.rmtree(setup.results_dir() / "onnx" / "small-gptq-memory")
 
 
 def test_logits_are_those_of_transformers(fp32):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = steps.get_step(2).checkpoint
+    folder = choose.get_step(2).checkpoint
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
     for number, line in enumerate(quality.lines()[:25]):
         ids = tokenizer(line).input_ids[: 2 + number]
@@ -69,7 +70,7 @@ def test_greedy_tokens_are_those_of_transformers(fp32, models):
 def test_gptqs_integers_and_scales_are_kept(folders, name):
     from test_formats import unpack
 
-    step = steps.get_step(3)
+    step = choose.get_step(3)
     integers = np.array(onnx_models.tensor(folders["exact"], f"{name}.MatMulNBits.qweight"))  # (outputs, groups, bytes)
     scales = np.array(onnx_models.tensor(folders["exact"], f"{name}.MatMulNBits.scales")).reshape(*integers.shape[:2], 1)
     weight = scales * ((np.stack([integers & 15, integers >> 4], -1).reshape(*integers.shape[:2], -1)).astype(np.float32) - 8)
@@ -86,10 +87,10 @@ def test_sizes_are_those_of_the_file(folders):
 
 
 def test_measured_like_the_steps(fp32, folders, tmp_path):
-    step = steps.get_step(2)
-    result = engines.measure(lambda n, arrived: onnx_models.answer(fp32, [1, 35, 421], n, arrived), [1, 35, 421], str, repeats=2)
+    step = choose.get_step(2)
+    result = timed.measure(lambda n, arrived: onnx_models.answer(fp32, [1, 35, 421], n, arrived), [1, 35, 421], str, repeats=2)
     total, read = onnx_models.sizes(folders["fp32"])
-    row = engines.make_row("onnxruntime", "fp32", result, step, format="onnx", weight_bytes=total, read_bytes=read, packages=onnx_models.PACKAGES)
+    row = timed.make_row("onnxruntime", "fp32", result, step, format="onnx", weight_bytes=total, read_bytes=read, packages=onnx_models.PACKAGES)
     ledger.append(row, tmp_path / "ledger.jsonl")
     assert ledger.read(tmp_path / "ledger.jsonl", engine="onnxruntime") == [row]
     assert all(row["versions"].values()) and 0 < row["ttft_s"] < row["wall_s"]
@@ -97,7 +98,7 @@ def test_measured_like_the_steps(fp32, folders, tmp_path):
 
 def test_a_second_export_is_the_first_one(folders):
     before = (folders["fp32"] / "model.onnx").stat().st_mtime_ns
-    assert onnx_models.export(steps.get_step(2), "fp32") == folders["fp32"] and (folders["fp32"] / "model.onnx").stat().st_mtime_ns == before
+    assert onnx_models.export(choose.get_step(2), "fp32") == folders["fp32"] and (folders["fp32"] / "model.onnx").stat().st_mtime_ns == before
 
 
 def test_prompts_that_are_refused(fp32):
@@ -121,7 +122,7 @@ def test_folders_that_cannot_be_loaded(folders, tmp_path):
 def test_an_export_that_fails_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
     with pytest.raises(CheckpointError, match="could not be written as ONNX .*int5") as error:
-        onnx_models.export(steps.get_step(2), "int5")
+        onnx_models.export(choose.get_step(2), "int5")
     assert "\n" not in str(error.value) and not list((tmp_path / "onnx").glob("*"))
     with pytest.raises(CheckpointError, match="this step needs GPTQ ones"):
-        onnx_models.export(steps.get_step(3, checkpoint=str(ROOT / "data" / "checkpoints" / "small")), "int4")
+        onnx_models.export(choose.get_step(3, checkpoint=str(ROOT / "data" / "checkpoints" / "small")), "int4")

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from helpers import differences, loading, quality, steps
-from helpers.article import ROOT
+from helpers import ROOT, loading, quality, timing
 from helpers.errors import NotEnoughMemoryError, PromptError
+from helpers.models import catalogue, choose
 
 RECORDED = json.loads((ROOT / "data" / "quality.json").read_text(encoding="utf-8"))
 SOME = quality.lines()[:12]
@@ -16,7 +16,7 @@ SOME = quality.lines()[:12]
 @pytest.fixture(scope="module")
 def small():
     """(model, tokenizer, encoded, reference) of the small embedded model in bf16; nothing may change the model."""
-    model, tokenizer = loading.load(steps.get_step(2))
+    model, tokenizer = loading.load(choose.get_step(2))
     encoded = quality.encode(tokenizer, quality.lines())
     return model, tokenizer, encoded, quality.keep(model, encoded)
 
@@ -26,7 +26,7 @@ def rounded():
     """The small embedded model, rounded to nearest in float32, and its weights before."""
     import torch
 
-    model, _ = loading.load(steps.get_step(2))
+    model, _ = loading.load(choose.get_step(2))
     model.float()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_formats_come_in_the_recorded_order(small, rounded):
 
     _, _, encoded, reference = small
     model, before = rounded
-    gptq, _ = loading.load(steps.get_step(3))
+    gptq, _ = loading.load(choose.get_step(3))
     theirs, _ = quality.score(quality.batches(gptq, encoded), reference)
     nearest, _ = quality.score(quality.batches(model, encoded), reference)
     recorded = RECORDED["models"]["small"]["formats"]
@@ -164,31 +164,31 @@ def test_errors_of_blocks(small):
 
     model, _, encoded, _ = small
     hooks = [len(layer._forward_hooks) for layer in model.model.layers]
-    found = differences.block_outputs(model, encoded[:2])
+    found = quality.block_outputs(model, encoded[:2])
     assert [len(layer._forward_hooks) for layer in model.model.layers] == hooks
     with torch.no_grad():
         states = [model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in encoded[:2]]
     for block in range(3):  # transformers normalises the last one
         assert found[block].equal(torch.cat([each[block + 1][0, 1:] for each in states]))
     assert len(found) == 4 and found[3].shape == found[0].shape
-    assert differences.relative_errors([2 * each for each in found], found) == pytest.approx([1.0] * 4)
+    assert quality.relative_errors([2 * each for each in found], found) == pytest.approx([1.0] * 4)
 
 
 def test_the_first_different_token_is_marked(small):
     tokenizer = small[1]
     one = tokenizer("Every cook can make beef pudding.", add_special_tokens=False).input_ids
     two = tokenizer("Every cook can bake beef pudding.", add_special_tokens=False).input_ids
-    text, place = differences.mark(tokenizer, two, one)
+    text, place = timing.mark(tokenizer, two, one)
     assert place == next(n for n in range(len(one)) if one[n] != two[n])
     assert text.startswith("Every cook can⟦ ") and text.count("⟦") == text.count("⟧") == 1
     assert text.replace("⟦", "").replace("⟧", "") == "Every cook can bake beef pudding."
-    assert differences.mark(tokenizer, one, one) == ("Every cook can make beef pudding.", None)
+    assert timing.mark(tokenizer, one, one) == ("Every cook can make beef pudding.", None)
 
 
 def rows():
-    step = steps.get_step(2)
+    step = choose.get_step(2)
     figures = {"perplexity": 2.5, "tokens": 10, "change": -0.01, "change_se": 0.1, "kl_mean": -1e-9, "kl_median": 0.0, "kl_99": 0.1, "same_top": 1.0}
-    return {2: quality.make_row(step, "CPU", figures, 0.004), "13b-rtn": quality.missing_row("13b-rtn", "embedded", "CPU", "Too large.")}
+    return {2: quality.make_row(step, figures, 0.004), "13b-rtn": quality.missing_row("13b-rtn", "embedded", "Too large.")}
 
 
 def test_rows_go_round(tmp_path, capsys):
@@ -237,10 +237,10 @@ def test_not_a_number_is_refused_and_the_old_file_stays(tmp_path):
 
 def test_what_does_not_fit_is_named_and_sized_without_the_hub():
     """A T4 has no room for 13B in bf16: its row needs no access to Meta's repository."""
-    row = quality.missing_row("13b-bf16", "hub", "Tesla T4", "This step needs about 26.8 GB.")
+    row = quality.missing_row("13b-bf16", "hub", "This step needs about 26.8 GB.")
     assert (row["title"], row["weight_bytes"], row["missing"]) == ("13B bf16", 26_031_728_640, "This step needs about 26.8 GB.")
     row = quality.missing_row("rtn", "hub", "Tesla T4", "no")
-    assert (row["title"], row["weight_bytes"]) == ("7B rounded", steps.LLAMA_2["7B"].weight_bytes("gptq"))
+    assert (row["title"], row["weight_bytes"]) == ("7B rounded", catalogue.LLAMA_2["7B"].weight_bytes("gptq"))
 
 
 def test_published_figures_name_protocol_and_source():

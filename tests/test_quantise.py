@@ -15,9 +15,9 @@ import nbformat
 import pytest
 import test_hub
 
-from helpers import gptq, loading, quality, quantise, steps
-from helpers.article import ROOT
+from helpers import ROOT, loading, quality, quantise
 from helpers.errors import CheckpointError
+from helpers.models import catalogue, choose
 
 LAYER = "model.layers.0.self_attn.q_proj"
 
@@ -39,9 +39,9 @@ def book():
 @pytest.fixture(scope="module")
 def small():
     """(step, model in float32, tokenizer, windows); nothing may change the model."""
-    step = steps.get_step(2, tier="embedded")
+    step = choose.get_step(2, tier="embedded")
     model, tokenizer = loading.load(step, device="cpu")
-    return step, model.float(), tokenizer, gptq.windows(tokenizer, gptq.calibration_text(), count=16)
+    return step, model.float(), tokenizer, quantise.windows(tokenizer, quantise.calibration_text(), count=16)
 
 
 @pytest.fixture(scope="module")
@@ -208,10 +208,10 @@ def test_packed_as_gptqmodel_packs(bits, layer, book):
 
     weight, inputs = layer
     integers, scales, groups = book["quantise_layer"](weight, book["hessian"](inputs), bits)
-    packed = gptq.layout(integers, scales, groups, bits)
-    assert gptq.unpack(packed["qweight"], bits).T.equal(integers.int())
-    assert gptq.unpack(packed["qzeros"].T, bits).unique().tolist() == [2 ** (bits - 1) - 1]
-    assert gptq.tensor_bytes(packed) == weight.numel() * bits // 8 + scales.numel() * 2 + scales.numel() * bits // 8 + 4 * len(groups)
+    packed = quantise.layout(integers, scales, groups, bits)
+    assert quantise.unpack(packed["qweight"], bits).T.equal(integers.int())
+    assert quantise.unpack(packed["qzeros"].T, bits).unique().tolist() == [2 ** (bits - 1) - 1]
+    assert quantise.tensor_bytes(packed) == weight.numel() * bits // 8 + scales.numel() * 2 + scales.numel() * bits // 8 + 4 * len(groups)
     linear = torch.nn.Linear(256, 256, bias=False)
     linear.weight.data = book["weights_of"](integers, scales, groups, bits)
     os.environ["GPTQMODEL_DISABLE_PACK_EXT"] = "1"
@@ -219,7 +219,7 @@ def test_packed_as_gptqmodel_packs(bits, layer, book):
         theirs = TorchLinear(bits=bits, group_size=128, desc_act=False, sym=True, in_features=256, out_features=256, bias=False)
         theirs.pack(linear, scales, torch.full_like(scales, 2 ** (bits - 1)), groups.int())
     assert theirs.qweight.equal(packed["qweight"]) and theirs.scales.equal(packed["scales"]) and theirs.g_idx.equal(packed["g_idx"])
-    assert (gptq.unpack(theirs.qzeros.T, bits) - 1).equal(gptq.unpack(packed["qzeros"].T, bits))
+    assert (quantise.unpack(theirs.qzeros.T, bits) - 1).equal(quantise.unpack(packed["qzeros"].T, bits))
 
 
 def test_layers_read_what_the_new_weights_make(small):
@@ -235,8 +235,8 @@ def test_layers_read_what_the_new_weights_make(small):
         handed[name] = inputs
         return 0.9 * weight
 
-    assert gptq.walk(changed, windows[:3], lambda inputs: inputs, choose) is changed
-    assert list(handed) == [f"model.layers.{n}.{name}" for n in range(4) for names in gptq.TOGETHER for name in names]
+    assert quantise.walk(changed, windows[:3], lambda inputs: inputs, choose) is changed
+    assert list(handed) == [f"model.layers.{n}.{name}" for n in range(4) for names in quantise.TOGETHER for name in names]
     seen = {}
     hooks = [
         changed.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].flatten(0, 1)})) for name in handed
@@ -254,7 +254,7 @@ def test_layers_read_what_the_new_weights_make(small):
 
 def test_windows(small):
     _, _, tokenizer, _ = small
-    found = gptq.windows(tokenizer, ["One short line.", "Another one."] * 40, count=99)
+    found = quantise.windows(tokenizer, ["One short line.", "Another one."] * 40, count=99)
     assert found.shape[1] == 128 and 1 <= len(found) < 99 and found[0, 0] == tokenizer.bos_token_id
     assert (found == tokenizer.bos_token_id).sum() > 1
 
@@ -276,7 +276,7 @@ def test_saved_and_loaded_again(library, small, tmp_path):
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "quantize_config.json", "tokenizer.json", "tokenizer_config.json"} <= names
     assert "old" not in names and "input_ids" not in (folder / "config.json").read_text()
-    step = steps.get_step(3, checkpoint=str(folder))
+    step = choose.get_step(3, checkpoint=str(folder))
     assert step.title == "mine GPTQ" and step.tier == "own"
     zeros = loading.read_tensor(step, f"{LAYER}.qzeros")
     assert {number & 0xFFFFFFFF for number in zeros.flatten().tolist()} == {0x77777777}
@@ -315,10 +315,10 @@ def test_weights_in_a_kernels_own_order_are_not_saved(library, small, tmp_path):
 
 def test_what_it_needs():
     """Llama-2 7B by hand, with the paper's calibration set."""
-    need = quantise.needs(steps.LLAMA_2["7B"], 128 * 2048)
+    need = quantise.needs(catalogue.LLAMA_2["7B"], 128 * 2048)
     assert need.memory == 13_476_831_232 + 2 * 2 * 128 * 2048 * 4096 + 12 * 11008**2
     block = sum(n * m // 2 + n // 128 * m * 5 // 2 + 4 * n for n, m in [(4096, 4096)] * 4 + [(4096, 11008)] * 2 + [(11008, 4096)])
-    assert quantise.needs(steps.LLAMA_2["7B"], 2048).memory == 13_476_831_232 + 32 * block  # packing, at the end, takes more than walking
+    assert quantise.needs(catalogue.LLAMA_2["7B"], 2048).memory == 13_476_831_232 + 32 * block  # packing, at the end, takes more than walking
     assert need.operations == 2 * 128 * 2048 * (8 * 6_476_005_376 + 32 * (6 * 4096**2 + 11008**2))
 
 
@@ -339,7 +339,7 @@ def test_operations_are_those_that_torch_counts(small, tmp_path):
     with loading.quiet(), FlopCounterMode(display=False) as counter:
         AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=plan, dtype=torch.float32, device_map={"": "cpu"})
     counted = sum(flops for operation, flops in counter.get_flop_counts()["Global"].items() if str(operation) in ("aten.mm", "aten.addmm"))
-    assert 1 <= counted / quantise.needs(steps.Shape.from_config(tmp_path), 8 * 128).operations < 1.05
+    assert 1 <= counted / quantise.needs(catalogue.Shape.from_config(tmp_path), 8 * 128).operations < 1.05
 
 
 @pytest.fixture
@@ -351,9 +351,9 @@ def made(tmp_path):
     (folder / "config.json").write_text("{}")
     settings = {"bits": 4, "group_size": 128, "sym": True, "desc_act": False, "act_group_aware": True, "damp_percent": 0.1}
     (folder / "quantize_config.json").write_text(json.dumps(settings))
-    base = steps.get_step(2, tier="embedded")
-    before = quality.make_row(base, "Some CPU", {"perplexity": 2.25, "tokens": 1234})
-    after = quality.make_row(steps.get_step(3, tier="embedded"), "Some CPU", {"perplexity": 2.5, "tokens": 1234})
+    base = choose.get_step(2, tier="embedded")
+    before = quality.make_row(base, {"perplexity": 2.25, "tokens": 1234}, device="Some CPU")
+    after = quality.make_row(choose.get_step(3, tier="embedded"), {"perplexity": 2.5, "tokens": 1234}, device="Some CPU")
     quantise.write_card(folder, base, before, after, "32 windows of some text")
     return folder, base, before, after
 

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from helpers import benchmark, compare, engines, ledger, limits, plots, quality, results
-from helpers.article import ROOT
+from helpers import ROOT, benchmark, ledger, limits, plots, quality
+from helpers.article import compare
+from helpers.engines import timed
 from helpers.plots import comparison_table
 
 RECORDED = ROOT / "data" / "recorded"
@@ -30,10 +31,10 @@ def test_rows_of_the_benchmark(folder, capsys):
     rows = ledger.read(folder / "ledger.jsonl")
     assert not capsys.readouterr().err and len({(r["tier"], r["device"]) for r in rows}) == 1
     for row in rows:
-        assert benchmark.refusal(row, rows) == "" and row["command"].startswith("python -m helpers.benchmark ") and row["versions"]["torch"]
+        assert limits.refusal(row, rows) == "" and row["command"].startswith("python -m helpers.benchmark ") and row["versions"]["torch"]
         assert row["busy_cores_before"] < 0.5, "other programs were running"
-    with_name = [row for row in limits.recorded_rows() if row["recorded"] == folder.name]
-    assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{results.table(rows).to_string()}\n"
+    with_name = [row for row in ledger.recorded_rows() if row["recorded"] == folder.name]
+    assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{benchmark.table(rows).to_string()}\n"
     assert all((folder / f"{name}.png").stat().st_size > 10_000 for name in ("operations", "waterfall"))
 
 
@@ -46,20 +47,20 @@ def test_rows_of_other_engines(folder, capsys):
     fastest = {engine: min(row["tpot_s"] for row in rows if row.get("engine", "transformers") == engine) for engine in ("transformers", "llama.cpp")}
     assert {"int8", "bf16", "gptq"} <= {row["format"] for row in rows if "engine" not in row} and fastest["llama.cpp"] <= fastest["transformers"]
     with_name = [row | {"recorded": folder.name} for row in rows]
-    assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{engines.table(rows).to_string()}\n"
+    assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{timed.table(rows).to_string()}\n"
     assert (folder / "engines.png").stat().st_size > 10_000
 
 
 def test_what_is_recorded():
     """The four steps at three sizes, the real shapes of Llama-2 among them, and the quality of the embedded models."""
-    steps = {(row["parameters"], row["format"]) for row in limits.recorded_rows()}
+    steps = {(row["parameters"], row["format"]) for row in ledger.recorded_rows()}
     assert {(6_738_415_616, "bf16"), (6_738_415_616, "int8"), (6_738_415_616, "gptq"), (13_015_864_320, "gptq")} <= steps
     figures = quality.read(RECORDED / "cpu-2-cores-embedded" / "quality.json")
     assert figures[2]["perplexity"] < figures[3]["perplexity"] < figures["rtn"]["perplexity"] and not any(row["missing"] for row in figures.values())
 
 
 def test_a_recorded_figure_is_never_the_readers():
-    for row in limits.recorded_rows():
+    for row in ledger.recorded_rows():
         assert plots.where(row).startswith("recorded on 2026-")
 
 
@@ -68,7 +69,7 @@ def test_the_readme_quotes_the_recorded_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert compare.markdown(comparison_table(rows)) in readme and not re.search(r"[A-Z]+_[A-Z]+$", readme, re.MULTILINE)
     llama = ledger.read(RECORDED / "cpu-2-cores-llama-2" / "ledger.jsonl")
-    assert compare.markdown(results.table(llama)[COLUMNS]) in readme
+    assert compare.markdown(benchmark.table(llama)[COLUMNS]) in readme
     others = ledger.read(RECORDED / "cpu-2-cores-engines-llama-2" / "engines.jsonl", engine=None)
-    assert compare.markdown(engines.table(others)[["engine", *COLUMNS[1:]]]) in readme
+    assert compare.markdown(timed.table(others)[["engine", *COLUMNS[1:]]]) in readme
     assert len(re.findall(r"!\[[^\]]{20,}\]\(data/recorded/[\w-]+/\w+\.png\)", readme)) >= 2

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import ledger, run
+from helpers import run, setup
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def test_progress_and_executed_notebook(folder, capsys):
 
 
 def test_relative_results_folder_is_one_folder(folder, monkeypatch):
-    monkeypatch.setattr(ledger, "ROOT", folder)
+    monkeypatch.setattr(setup, "ROOT", folder)
     monkeypatch.setenv("RESULTS_DIR", "mine")
-    write(folder, "01_a.ipynb", "from helpers import ledger; print(ledger.results_dir())")
+    write(folder, "01_a.ipynb", "from helpers import setup; print(setup.results_dir())")
     assert run.main([]) == 0
     executed = nbformat.read(folder / "mine" / "01_a.ipynb", as_version=4)
     assert executed.cells[1].outputs[0].text.strip() == str(folder / "mine")

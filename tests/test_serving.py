@@ -18,21 +18,24 @@ import psutil
 import pytest
 import torch
 
-from helpers import clients, gguf_files, loading, serving, steps
-from helpers.article import PROMPT, ROOT
+from helpers import ROOT, loading
+from helpers.engines import clients, serving
+from helpers.engines import llamacpp as engine
 from helpers.errors import CheckpointError, CourseError, UnknownFormatError
+from helpers.models import choose, files
+from helpers.timing import PROMPT
 
 NEW = 12
 
 
 @pytest.fixture(scope="module")
 def step():
-    return steps.get_step(2)
+    return choose.get_step(2)
 
 
 @pytest.fixture(scope="module")
 def file(step):
-    return gguf_files.file(step, "BF16")
+    return engine.file(step, "BF16")
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +351,7 @@ def test_a_file_or_checkpoint_that_cannot_be_loaded(file, step, tmp_path):
     with pytest.raises(CheckpointError):
         serving.transformers(replace(step, checkpoint=str(tmp_path)))
     with pytest.raises(UnknownFormatError, match="while loading"):
-        serving.transformers(steps.get_step("nf4"))
+        serving.transformers(choose.get_step("nf4"))
 
 
 def test_a_transformers_that_dies_while_loading(step, tmp_path, monkeypatch):
@@ -356,7 +359,7 @@ def test_a_transformers_that_dies_while_loading(step, tmp_path, monkeypatch):
     for part in Path(step.checkpoint).iterdir():
         (tmp_path / part.name).write_bytes(part.read_bytes())
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr(serving.checks, "check_folder", lambda *_: None)
+    monkeypatch.setattr(files, "check_folder", lambda *_: None)
     with pytest.raises(serving.ServerError, match=r"ended with status \d+. Its last words: .*Error"):
         serving.transformers(replace(step, checkpoint=str(tmp_path)))
 
@@ -387,7 +390,8 @@ def test_an_older_transformers_has_no_such_interface(step, tmp_path, monkeypatch
 
 SCRIPT = """
 import sys, time
-from helpers import serving, steps
+from helpers.engines import serving
+from helpers.models import choose
 server = serving.{start}
 print(server.process.pid, flush=True)
 time.sleep(60)
@@ -409,7 +413,7 @@ def wait_for(condition, seconds=20):
 
 def test_an_interrupt_while_the_server_starts_leaves_nothing():
     """What a kernel gets when its reader presses stop."""
-    program = run_script("transformers(steps.get_step(2))")
+    program = run_script("transformers(choose.get_step(2))")
     children = wait_for(lambda: psutil.Process(program.pid).children(recursive=True))
     program.send_signal(signal.SIGINT)
     _, said = program.communicate(timeout=20)

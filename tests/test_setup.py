@@ -9,8 +9,7 @@ import venv
 import nbformat
 import pytest
 
-from helpers import badges, setup
-from helpers.article import ROOT
+from helpers import ROOT, badges, setup
 from helpers.errors import PackagesError
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import steps, tiers
+from helpers import machine
 from helpers.errors import CheckpointError, CourseError, DeviceError, UnknownFormatError, UnknownStepError, UnknownTierError
+from helpers.models import catalogue, choose
 
 
 @pytest.mark.parametrize(
@@ -22,24 +23,24 @@ from helpers.errors import CheckpointError, CourseError, DeviceError, UnknownFor
     ],
 )
 def test_llama_2_sizes(model, format, size):
-    assert steps.LLAMA_2[model].weight_bytes(format) == size
+    assert catalogue.LLAMA_2[model].weight_bytes(format) == size
 
 
 def test_a_token_reads_all_but_the_embedding_table():
     """The bytes behind the floors of decoding on a T4 (320 GB/s): 41.3, 21.1, 11.4 and 21.7 ms a token."""
     cases = [("7B", "bf16", 41.3), ("7B", "int8", 21.1), ("7B", "gptq", 11.4), ("13B", "gptq", 21.7)]
     for model, format, floor in cases:
-        assert steps.LLAMA_2[model].read_bytes(format) / 320e9 * 1000 == pytest.approx(floor, abs=0.06)
+        assert catalogue.LLAMA_2[model].read_bytes(format) / 320e9 * 1000 == pytest.approx(floor, abs=0.06)
 
 
 def test_llama_2_parameters():
-    assert steps.LLAMA_2["7B"].parameters == 6_738_415_616
-    assert steps.LLAMA_2["13B"].parameters == 13_015_864_320
+    assert catalogue.LLAMA_2["7B"].parameters == 6_738_415_616
+    assert catalogue.LLAMA_2["13B"].parameters == 13_015_864_320
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_embedded_sizes_are_those_of_the_files(number):
-    step = steps.get_step(number)
+    step = choose.get_step(number)
     with open(Path(step.checkpoint) / "model.safetensors", "rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     header.pop("__metadata__", None)
@@ -47,43 +48,43 @@ def test_embedded_sizes_are_those_of_the_files(number):
 
 
 def test_steps_follow_the_article():
-    assert [steps.get_step(n).title for n in (1, 2, 3, 4)] == ["small 8-bit", "small bf16", "small GPTQ", "large GPTQ"]
-    assert [steps.STEPS[n].title for n in (1, 2, 3, 4)] == ["7B 8-bit", "7B bf16", "7B GPTQ", "13B GPTQ"]
-    assert steps.get_step(1).checkpoint == steps.get_step(2).checkpoint
+    assert [choose.get_step(n).title for n in (1, 2, 3, 4)] == ["small 8-bit", "small bf16", "small GPTQ", "large GPTQ"]
+    assert [catalogue.STEPS[n].title for n in (1, 2, 3, 4)] == ["7B 8-bit", "7B bf16", "7B GPTQ", "13B GPTQ"]
+    assert choose.get_step(1).checkpoint == choose.get_step(2).checkpoint
 
 
 @pytest.mark.parametrize("number", [0, 5, "1", None])
 def test_unknown_step(number):
     with pytest.raises(UnknownStepError, match="has steps 1, 2, 3, 4"):
-        steps.get_step(number)
+        choose.get_step(number)
 
 
 def test_unknown_tier(monkeypatch):
     with pytest.raises(UnknownTierError, match="embedded"):
-        steps.get_step(1, tier="gpu")
+        choose.get_step(1, tier="gpu")
     monkeypatch.setenv("TIER", "huge")
     with pytest.raises(UnknownTierError, match="'huge'"):
-        steps.get_step(1)
+        choose.get_step(1)
 
 
 def test_missing_folder():
     with pytest.raises(CheckpointError, match="no folder ./nowhere"):
-        steps.get_step(1, checkpoint="./nowhere")
+        choose.get_step(1, checkpoint="./nowhere")
 
 
 def test_own_checkpoint_folder():
-    own = steps.CHECKPOINTS / "large"
-    step = steps.get_step(2, checkpoint=str(own))
-    assert step.shape == steps.Shape.from_config(own) and step.tier == "own" and step.title == "large bf16"
-    other = steps.get_step(3, checkpoint="TheBloke/Llama-2-7B-GPTQ")
+    own = catalogue.CHECKPOINTS / "large"
+    step = choose.get_step(2, checkpoint=str(own))
+    assert step.shape == catalogue.Shape.from_config(own) and step.tier == "own" and step.title == "large bf16"
+    other = choose.get_step(3, checkpoint="TheBloke/Llama-2-7B-GPTQ")
     assert other.checkpoint == "TheBloke/Llama-2-7B-GPTQ" and other.tier == "hub" and other.title == "7B GPTQ"
-    foreign = steps.get_step(3, checkpoint="somebody/Another-Llama-GPTQ")
+    foreign = choose.get_step(3, checkpoint="somebody/Another-Llama-GPTQ")
     assert foreign.tier == "own" and foreign.title == "Another-Llama-GPTQ GPTQ"
 
 
 def test_unknown_format():
     with pytest.raises(UnknownFormatError, match="bf16, fp16, int8, nf4, gptq"):
-        steps.LLAMA_2["7B"].weight_bytes("int3")
+        catalogue.LLAMA_2["7B"].weight_bytes("int3")
 
 
 def test_auto_tier_says_why(monkeypatch):
@@ -91,7 +92,7 @@ def test_auto_tier_says_why(monkeypatch):
 
     if torch.cuda.is_available():
         pytest.skip("a GPU is here: auto may choose the hub")
-    tier, reason = tiers.choose_tier("auto")
+    tier, reason = choose.choose_tier("auto")
     assert tier == "embedded" and "no CUDA GPU" in reason
 
 
@@ -101,22 +102,22 @@ def test_cuda_asked_for_on_a_cpu():
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
     with pytest.raises(DeviceError, match="no CUDA GPU"):
-        tiers.get_device("cuda:0")
+        machine.get_device("cuda:0")
     with pytest.raises(DeviceError, match="no CUDA GPU"):
-        tiers.get_device(0)
+        machine.get_device(0)
 
 
 def test_unknown_device():
     for device in ("tpu", "cpufoo", "cpu:3"):
         with pytest.raises(DeviceError, match=f"no device '{device}' here: choose one of cpu"):
-            tiers.get_device(device)
+            machine.get_device(device)
 
 
 def test_errors_show_one_sentence_in_a_notebook():
     assert CourseError("what, and what next")._render_traceback_() == ["CourseError: what, and what next"]
 
 
-@pytest.mark.parametrize("module", ["helpers", "helpers.steps", "helpers.tiers", "helpers.ledger", "helpers.plots", "helpers.compare", "helpers.run"])
+@pytest.mark.parametrize("module", ["helpers", "helpers.models.choose", "helpers.engines.serving", "helpers.article.claims", "helpers.run"])
 def test_import_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from helpers import checks, loading, steps, synthetic, timing
+from helpers import loading, timing
 from helpers.errors import CheckpointError, NotEnoughMemoryError
+from helpers.models import catalogue, choose, files, synthetic
 
-TINY = steps.Shape(hidden_size=256, intermediate_size=384, num_hidden_layers=3, vocab_size=32000)
+TINY = catalogue.Shape(hidden_size=256, intermediate_size=384, num_hidden_layers=3, vocab_size=32000)
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_synthetic_steps_load_and_generate(tiny, number):
-    step = steps.get_step(number, tier="synthetic")
+    step = choose.get_step(number, tier="synthetic")
     assert step.tier == "synthetic" and "random" in step.note and step.shape == TINY
     model, tokenizer = loading.load(step)
     assert loading.weight_bytes(model) == step.bytes
@@ -59,13 +60,13 @@ def test_cut_off_write_leaves_nothing_that_looks_complete(tiny, monkeypatch):
     assert not list(tiny.iterdir())
     monkeypatch.undo()
     synthetic.write(TINY, "bf16", tiny / "llama-2-7b-bf16")
-    checks.check_folder(tiny / "llama-2-7b-bf16", "bf16")
+    files.check_folder(tiny / "llama-2-7b-bf16", "bf16")
     assert not list(tiny.glob("*.partial"))
 
 
 def test_full_disk_is_said_before_writing(tmp_path):
     with pytest.raises(NotEnoughMemoryError, match="of the disk are free"):
-        synthetic.write(steps.Shape(2**16, 2**18, 1000), "bf16", tmp_path / "huge")
+        synthetic.write(catalogue.Shape(2**16, 2**18, 1000), "bf16", tmp_path / "huge")
     assert not list(tmp_path.iterdir())
 
 
@@ -86,8 +87,8 @@ def test_the_command_writes_any_size_and_says_what_it_is(tmp_path, monkeypatch, 
     assert synthetic.main(["1.3B", "gptq", "--layers", "2"]) == 0
     assert "timings are real, the text has no sense" in capsys.readouterr().out
     path = tmp_path / "llama-2-1.3b-2-layers-gptq"
-    checks.check_folder(path, "gptq")
-    assert steps.Shape.from_config(path) == steps.Shape(2048, 5504, 2)
+    files.check_folder(path, "gptq")
+    assert catalogue.Shape.from_config(path) == catalogue.Shape(2048, 5504, 2)
     assert synthetic.main(["9B", "bf16"]) == 2 and "choose one of 1.3B, 2.7B, 7B, 13B" in capsys.readouterr().err
     assert synthetic.main(["7B", "bf16", "--layers", "0"]) == 2 and "makes no sense" in capsys.readouterr().err
 
@@ -95,7 +96,7 @@ def test_the_command_writes_any_size_and_says_what_it_is(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("format", ["bf16", "gptq"])
 def test_bytes_on_the_disk_are_the_models(tmp_path, format):
     """Headers and configuration come on top of the tensors: less than 0.1 % at this size, and less still at 7B's."""
-    shape = steps.Shape(2048, 5504, 4)
+    shape = catalogue.Shape(2048, 5504, 4)
     synthetic.write(shape, format, tmp_path / format)
     size = sum(file.stat().st_size for file in (tmp_path / format).glob("*.safetensors"))
     assert 0 <= size / shape.weight_bytes(format) - 1 < 0.001
@@ -105,7 +106,7 @@ def test_bytes_on_the_disk_are_the_models(tmp_path, format):
 def test_activations_stay_finite_through_as_many_layers_as_13b_has(tmp_path, dtype):
     from transformers import AutoModelForCausalLM
 
-    synthetic.write(steps.Shape(512, 1408, 40), "bf16", tmp_path / "deep")
+    synthetic.write(catalogue.Shape(512, 1408, 40), "bf16", tmp_path / "deep")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "deep", dtype=dtype)
     with torch.no_grad():
         output = model(torch.arange(1, 65)[None], output_hidden_states=True)
@@ -114,7 +115,7 @@ def test_activations_stay_finite_through_as_many_layers_as_13b_has(tmp_path, dty
 
 def test_sizes_that_gptq_could_not_group(tmp_path):
     with pytest.raises(CheckpointError, match="multiples of 128"):
-        synthetic.write(steps.Shape(256, 400, 1), "gptq", tmp_path / "odd")
+        synthetic.write(catalogue.Shape(256, 400, 1), "gptq", tmp_path / "odd")
     assert not list(tmp_path.iterdir())
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import timing, words
+from helpers import timing
 from helpers.errors import PromptError, TokenCountError
 
 
@@ -34,12 +34,12 @@ def test_no_repeats_no_medians():
     ("value", "text"), [(16.4, "16.4 s"), (4.7, "4.70 s"), (0.351, "351 ms"), (0.0852, "85.2 ms"), (8.52e-5, "85.2 µs"), (0, "0 s"), (None, "-")]
 )
 def test_seconds(value, text):
-    assert words.seconds(value) == text
+    assert timing.seconds(value) == text
 
 
 @pytest.mark.parametrize(("user", "text"), [(5.0, "several threads"), (0.1, "waited"), (1.9, "as one core does")])
 def test_explain_follows_the_numbers(user, text):
-    assert text in words.explain(call(user=user))
+    assert text in timing.explain(call(user=user))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_explain_follows_the_numbers(user, text):
     [(4.0, "2.0 times too long"), (1.0, "2.0 times too short"), (2.0, "well predicted"), (0, "no prediction"), (None, "no prediction")],
 )
 def test_score(prediction, text):
-    assert text in words.score(prediction, call())
+    assert text in timing.score(prediction, call())
 
 
 def test_measure_a_real_model(models):

@@ -1,8 +1,12 @@
-"""What do the four steps show together? Relative changes as the article states them, conclusions in computed words, a report."""
+"""What do the four steps show together? Relative changes as the article states them, conclusions in computed words, a report.
 
+First used in notebook 05.
+"""
+
+from helpers import plots
 from helpers.article import ARTICLE, article_rows
 from helpers.plots import comparison_table, label, source
-from helpers.words import seconds
+from helpers.timing import seconds
 
 QUANTITIES = {"cpu_total_s": "CPU total", "wall_s": "wall"}
 
@@ -140,3 +144,17 @@ def markdown(table):
     widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def side_by_side_chart(rows, save_as=None):
+    """Draw the article's figures (left) and ``rows`` ({step: row}, right), each on its own scale. Returns what ``plots.show`` returns."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2), (article_rows(), rows)):
+        plots.bars(axes, part)
+        where = source(next(iter(part.values()))) if part else "nothing measured yet"
+        axes.set_title(where.replace(", ", "\n", 1), fontsize=10)
+    figure.suptitle("First call of generate, 15 new tokens")
+    text = f"Left, {plots.comparison_text(article_rows())}\nRight, {plots.comparison_text(rows)}"
+    return plots.show(figure, text, save_as)

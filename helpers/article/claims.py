@@ -1,17 +1,16 @@
 """Which of the article's claims hold? Each verdict is computed from ledger rows, or from the model's shape where nothing is to be measured.
 
 The claims stand in ``data/article.json``; each has a function of the same name here, which returns (verdict, why), or None if the rows
-that it needs are missing.
+that it needs are missing. First used in notebook 09.
 """
 
 from dataclasses import dataclass
 from statistics import median
 
-from helpers import breakdown, compare, ledger, limits, plots, published, results
-from helpers.article import ARTICLE, article_rows
-from helpers.steps import LLAMA_2
-from helpers.timing import iqr
-from helpers.words import seconds
+from helpers import benchmark, ledger, limits, plots
+from helpers.article import ARTICLE, article_rows, breakdown, compare, published
+from helpers.models.catalogue import LLAMA_2
+from helpers.timing import iqr, seconds
 
 HOLDS, OTHERWISE, NOT, UNKNOWN = "holds", "holds for another reason", "does not hold", "can't be told on this hardware"
 NOISE = 5  # per cent: a smaller change counts as none; where the warm calls of a step differ by more, that counts
@@ -45,16 +44,16 @@ def own(rows, quality):
     here = [row for row in rows if (row["tier"], row["device"]) == (newest["tier"], newest["device"])]
     steps = {str(number): row for number, row in ledger.latest(rows, newest["tier"], newest["device"]).items()}
     for run in dict.fromkeys(row["run"] for row in here if "run" in row):  # oldest first
-        found = results.by_step([row for row in here if row.get("run") == run])
+        found = benchmark.by_step([row for row in here if row.get("run") == run])
         if all(found.get(str(number), {}).get("step") == number for number in (1, 2, 3, 4)):  # a size has taken no step's place
             steps = found
     return Evidence(f"yours: {plots.source(newest)}", steps, {str(key): row for key, row in quality.items() if row["tier"] == newest["tier"]})
 
 
 def recorded(rows, quality):
-    """Return the Evidence of one recorded run (rows of limits.recorded_rows): its benchmark rows, or the rows of its notebooks."""
+    """Return the Evidence of one recorded run (rows of ledger.recorded_rows): its benchmark rows, or the rows of its notebooks."""
     runs = [row for row in rows if "run" in row]
-    steps = results.by_step(runs) if runs else {str(row["step"]): row for row in rows}
+    steps = benchmark.by_step(runs) if runs else {str(row["step"]): row for row in rows}
     return Evidence(plots.where(rows[-1]), steps, {str(key): row for key, row in quality.items()})
 
 

@@ -1,12 +1,14 @@
 """How far from the limit are the speeds that others published, and is the article's hardware advice right?
 
-Published figures are from ``data/published_speed.json``, machines from ``data/hardware.json``. Nothing is fitted to the figures.
+Published figures are from ``data/published_speed.json``, machines from ``data/hardware.json``. Nothing is fitted to the figures. First used in
+notebook 07.
 """
 
 import json
 
-from helpers import fit, limits
-from helpers.steps import FORMATS
+from helpers import limits, plots
+from helpers.models import choose
+from helpers.models.catalogue import FORMATS
 
 CONTEXT = 1  # the figures were taken with short prompts, most of unknown length: their KV cache is left out
 
@@ -59,9 +61,7 @@ def table(efficiency):
 
 
 def chart():
-    """Draw which share of the limit each published figure reached. Returns what a notebook shows, see helpers.plots.show."""
-    from helpers import plots
-
+    """Draw which share of the limit each published figure reached. Returns what a notebook shows, see plots.show."""
     rows = sorted(figures(), key=lambda f: f["share"])
     looks = {"bf16": ("#999999", ""), "fp16": ("#999999", ""), "int8": ("#e69f00", "///"), "nf4": ("#56b4e9", "..."), "gptq": ("#0072b2", "xx")}
     figure, axes = plots.figure("Published speeds, one user: share of what the memory allows", "% of the limit", "", size=(9.5, 6))
@@ -107,7 +107,7 @@ def advice(context=512):
     for model, shape in limits.models().items():
         for format in ("gptq", "fp16") if model.startswith("Llama-2") else ():
             found = {name: limits.estimate(shape, format, context, 1, machine) for name, machine in advice_machines().items()}
-            result[model, format] = {name: None if one.fits == fit.TOO_LARGE else one for name, one in found.items()}
+            result[model, format] = {name: None if one.fits == choose.TOO_LARGE else one for name, one in found.items()}
     return result
 
 

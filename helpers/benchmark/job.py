@@ -1,28 +1,23 @@
-"""What does one process of the benchmark do? Load one step, measure it, report.
-
-helpers.benchmark starts it: ``python -m helpers.job JSON``.
-"""
+"""What does one process of the benchmark do? Load one step, measure it, report its rows. First used in notebook 06."""
 
 import contextlib
-import json
 import sys
 import time
 from dataclasses import dataclass, replace
 from itertools import product
 
-from helpers import ledger, steps, tiers, timing
-from helpers.article import NEW_TOKENS, PROMPT
+from helpers import ledger, limits, loading, machine, timing
 from helpers.errors import CourseError, PromptError
-
-
-MARK = "result of the job: "  # begins the line that the benchmark reads
+from helpers.models import choose, synthetic
+from helpers.models.catalogue import read_json
+from helpers.timing import NEW_TOKENS, PROMPT
 
 
 @dataclass(frozen=True)
 class Job:
     """One process: one step, loaded once and measured with every prompt length and batch size.
 
-    key: see steps.get_step. size: a key of synthetic.SHAPES, or "" for the tier's own checkpoint; layers: as many of its blocks, or None.
+    key: see choose.get_step. size: a key of synthetic.SHAPES, or "" for the tier's own checkpoint; layers: as many of its blocks, or None.
     prompt_tokens: lengths of prompts of held-out text; None stands for the article's prompt.
     """
 
@@ -45,10 +40,8 @@ class Job:
 
     def step(self):
         """The Step to load; a synthetic size takes the place of the article's."""
-        step = steps.get_step(self.key, tier="embedded" if self.size else self.tier)  # of a size, only format and type are the step's
+        step = choose.get_step(self.key, tier="embedded" if self.size else self.tier)  # of a size, only format and type are the step's
         if self.size:
-            from helpers import synthetic
-
             folder = synthetic.folder(self.size, step.format, self.layers)
             model = self.size if not self.layers else f"{self.size} cut to {self.layers} layers"
             step = replace(step, number=0, name=str(self.key), model=model, tier="synthetic", checkpoint=str(folder))
@@ -56,22 +49,21 @@ class Job:
 
 
 def measure(job):
-    """Do ``job`` in this process and return its rows (list of dict), one for each prompt length and batch size."""
+    """Do ``job`` (a Job as a dict) in this process and return its rows (list of dict), one for each prompt length and batch size."""
     import torch
 
-    from helpers import bandwidth, limits, loading, memory, profiling
-
+    job = Job(**job | {name: tuple(job[name]) for name in ("prompt_tokens", "batches")})
     step = job.step()
     if step.is_folder:  # said before anything is loaded
         longest = max(tokens or 0 for tokens in job.prompt_tokens) + job.new_tokens
-        context = steps.read_json(step.checkpoint, "config.json")["max_position_embeddings"]
+        context = read_json(step.checkpoint, "config.json")["max_position_embeddings"]
         if longest > context:
             raise PromptError(f"{step.title}: {longest} tokens are more than its context of {context}: shorten --prompt-tokens.")
-    size, device = step.shape.read_bytes(step.format), tiers.get_device(job.device)
-    speed = bandwidth.measure(device, size)
+    size, device = step.shape.read_bytes(step.format), machine.get_device(job.device)
+    speed = limits.bandwidth(device, size)
     started = time.perf_counter()
     model, tokenizer = loading.load(step, job.device)
-    load_s, load_peak, rows = time.perf_counter() - started, timing.peak_rss(), []
+    load_s, load_peak, rows = time.perf_counter() - started, machine.peak_rss(), []
     for tokens, batch in product(job.prompt_tokens, job.batches):
         prompt = PROMPT if tokens is None else timing.prompt_ids(model, tokenizer, tokens, batch)
         if tokens is None and batch > 1:
@@ -89,15 +81,14 @@ def measure(job):
             "threads": torch.get_num_threads(),
             "floor_bytes": int(limits.step_bytes(step.shape, step.format, context, batch)),
         })  # fmt: skip
-        rows[-1]["peak_generating_bytes"] = memory.peak(device, lambda: timing.generate_once(model, tokenizer, prompt, job.new_tokens))  # noqa: B023
+        rows[-1]["peak_generating_bytes"] = machine.peak(device, lambda: timing.generate_once(model, tokenizer, prompt, job.new_tokens))  # noqa: B023
     ids = timing.tokenise(model, tokenizer)
     with torch.no_grad():
         if not model(ids).logits.isfinite().all():
             raise CourseError(f"{step.title}: the model's output is not finite, so nothing measured on it counts.")
-    operations = profiling.decode_step(model, ids)
+    operations = timing.decode_step(model, ids)
     del model
-    speed = max(speed, bandwidth.measure(device, size))
-    return [row | {"bandwidth_bytes_per_s": speed, "floor_tpot_s": row["floor_bytes"] / speed, "operations_s": operations} for row in rows]
+    return [row | {"operations_s": operations} for row in limits.with_floor(rows, device, [(size, speed)])]
 
 
 def _loaded():
@@ -107,21 +98,3 @@ def _loaded():
         with open("/proc/self/maps", encoding="utf-8") as maps:
             found |= {("library", line.split()[-1]) for line in maps if ".so" in line}
     return found
-
-
-def main(text):
-    """The process of the job that ``text`` (JSON) describes: print its rows, or its problem, as one line of JSON."""
-    job = json.loads(text)
-    rows, problem = [], ""
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            rows = measure(Job(**job | {name: tuple(job[name]) for name in ("prompt_tokens", "batches")}))
-        except CourseError as error:
-            problem = str(error)
-        except Exception as error:  # a compiler that is missing, a kernel that refuses: other steps go on
-            problem = f"{job['key']}: {type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-    print(f"{MARK}{json.dumps({'rows': rows, 'problem': problem})}", flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -2,7 +2,8 @@
 
 Two servers with OpenAI's interface: ``transformers serve`` (https://huggingface.co/docs/transformers/main/serving) and llama.cpp's
 (https://github.com/ggml-org/llama.cpp/tree/master/tools/server), which the wheel of xllamacpp carries. Each runs in a process of its own,
-``python -m helpers.serving …``, which ends when its standard input closes: so it cannot outlive the notebook that started it.
+``python -m helpers.engines.serving …``, which ends when its standard input closes: so it cannot outlive the notebook that started it. First
+used in notebook 14.
 """
 
 import atexit
@@ -21,11 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
-from helpers import checks, ledger, tiers
-from helpers.article import ROOT
-from helpers.clients import Endpoint
+from helpers import ROOT, machine, setup
+from helpers.engines import llamacpp as engine
+from helpers.engines.clients import Endpoint
 from helpers.errors import CourseError, UnknownFormatError
-from helpers.steps import read_json
+from helpers.models import choose
+from helpers.models.catalogue import read_json
 
 HOST = "127.0.0.1"
 PACKAGES = ("transformers", "torch", "xllamacpp", "openai", "fastapi", "uvicorn")
@@ -95,24 +97,17 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
     transformers takes 60 % of the free memory on a CPU, 80 to 90 % on a GPU.
     device: as for loading.load. Raises ServerError, CheckpointError, UnknownFormatError or DeviceError.
     """
-    device = tiers.get_device(device)
+    device = machine.get_device(device)
     package = importlib.util.find_spec("transformers").submodule_search_locations[0]
     if not (Path(package) / "cli" / "serving" / "completion.py").is_file():
         raise ServerError(
-            f"transformers {ledger.installed('transformers')} serves chats only, word by word and without counting tokens: its server cannot be"
+            f"transformers {setup.installed('transformers')} serves chats only, word by word and without counting tokens: its server cannot be"
             " measured, go on with llama.cpp's (or a newer transformers; 5.15 can)."
         )
     if step.format not in ("bf16", "fp16", "gptq"):
         raise UnknownFormatError(f"{step.title} is made while loading, and the server loads what is stored: take bf16, fp16 or a GPTQ checkpoint.")
-    if step.is_folder:
-        checks.check_folder(step.checkpoint, step.format)
-        checkpoint = str(Path(step.checkpoint).resolve())
-        config = read_json(checkpoint, "config.json")
-    else:
-        from helpers import download
-
-        download.fetch(step)
-        checkpoint, config = step.checkpoint, read_json(Path(download.config(step.checkpoint, step.revision)), "config.json")
+    config = read_json(choose.bring(step), "config.json")
+    checkpoint = str(Path(step.checkpoint).resolve()) if step.is_folder else step.checkpoint
     dtype = "bfloat16" if device == "cpu" else "float16"  # a T4 has no bfloat16, and a CPU is slow with float16
     options = ["--device", device, "--dtype", dtype]
     if continuous:
@@ -151,9 +146,9 @@ def healthy(url, timeout=2):
 def _start(name, what, options, port, model, no_end, patience=180):
     """Start the process ``what`` + ``options`` on ``port`` (None: a free one) and wait until it is healthy. no_end: the request's fields for "no end of text"."""
     port = _free(port)
-    log = ledger.results_dir() / "logs" / f"server-{re.sub('[^a-z0-9]+', '-', name.lower())}-{port}.log"
+    log = setup.results_dir() / "logs" / f"server-{re.sub('[^a-z0-9]+', '-', name.lower())}-{port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "helpers.serving", *what, "--host", HOST, "--port", str(port), *options]
+    command = [sys.executable, "-m", "helpers.engines.serving", *what, "--host", HOST, "--port", str(port), *options]
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     waits = {"OMP_WAIT_POLICY": "PASSIVE"}  # a thread that waits gives its core to the client
     started = time.perf_counter()
@@ -206,8 +201,6 @@ def main(arguments):
 
         sys.argv = arguments
         return command()
-    from helpers import llamacpp as engine
-
     _, path, _, host, _, port, settings = arguments
     try:
         server = engine.load(path, hostnames=[host], port=int(port), **json.loads(settings))

@@ -1,14 +1,73 @@
-"""Can this checkpoint be loaded here? Answered from file headers and free memory, before anything large is read."""
+"""Is a checkpoint's folder complete? Its files read, and files and folders written whole or not at all.
 
+First used in notebook 11.
+"""
+
+import contextlib
+import hashlib
 import json
-import re
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
-from helpers import machine, tiers
-from helpers.errors import CheckpointError, NotEnoughMemoryError
-from helpers.steps import Shape, read_json
+from helpers.errors import CheckpointError
+from helpers.models.catalogue import LINEARS, Shape, read_json
 
-LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+@contextlib.contextmanager
+def whole(path, unless=lambda: False):
+    """Yield a new path to write a file or a folder to. When the block ends, that gets the name ``path``, all at once, in an older one's place.
+
+    A block that fails or is interrupted leaves nothing. Only one process of this machine is in such a block for the same ``path``; the
+    others wait. unless: says, when it is this process's turn, that what is there is good already: then None is yielded.
+    """
+    from filelock import FileLock
+
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    mark = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]  # the lock lies elsewhere: a folder may be on a read-only disk
+    with FileLock(Path(tempfile.gettempdir()) / f"writing-{mark}.lock", mode=0o666):
+        if unless():
+            yield None
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        try:
+            yield partial
+            if partial.is_dir():
+                _remove(path)
+            os.replace(partial, path)
+        finally:
+            _remove(partial)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def newer(path, folder):
+    """Whether the file ``path`` is there and not older than any file of ``folder``, from which it was made."""
+    return path.is_file() and path.stat().st_mtime >= max(file.stat().st_mtime for file in Path(folder).iterdir())
+
+
+def write_json(path, content, **options):
+    """Write ``content`` to ``path`` as JSON, whole or not at all. Raises ValueError for numbers that JSON has not."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False, **options) + "\n", encoding="utf-8")
+
+
+def read_tensor(folder, name):
+    """Return the tensor ``name`` as it stands in the checkpoint ``folder``'s files, on the CPU, before any library has touched it."""
+    from safetensors import safe_open
+
+    index = Path(folder) / "model.safetensors.index.json"
+    shard = json.loads(index.read_text(encoding="utf-8"))["weight_map"][name] if index.is_file() else "model.safetensors"
+    with safe_open(Path(folder) / shard, framework="pt") as tensors:
+        return tensors.get_tensor(name)
 
 
 def check_folder(folder, format):
@@ -60,39 +119,3 @@ def _tensor_names(shard):
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return None
     return list(header) if size == 8 + length + end else None
-
-
-def free_memory(device):
-    """Free bytes on ``device``: of the GPU's memory, or of the host's that programs can still get (in a container: its share)."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.mem_get_info(device)[0]
-    return machine.host_memory()[1]
-
-
-def out_of_memory(error, device, doing):
-    """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None."""
-    said = str(error)
-    signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
-    if not isinstance(error, MemoryError) and not any(sign in said for sign in signs):
-        return None
-    asked = re.search(r"(?:[Tt]ried to allocate|unable to mmap) ([\d.]+) ?(bytes|[KMG]iB)?", said)
-    needed = "more memory was"
-    if asked:
-        size = float(asked.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}.get(asked.group(2), 1)
-        needed = f"{size / 1e6:,.0f} MB more were"
-    return NotEnoughMemoryError(
-        f"The memory of {device} ran out while {doing}: {needed} needed and {free_memory(device) / 1e6:,.0f} MB are free. The model was released;"
-        " use a shorter prompt or fewer tokens, close other notebooks, or set TIER=embedded, then load it again."
-    )
-
-
-def check_memory(weights, device):
-    """Raise NotEnoughMemoryError if ``weights`` bytes and the overhead that comes with them are more than is free on ``device``."""
-    need, free = weights + tiers.OVERHEAD, free_memory(device)
-    if need > free:
-        raise NotEnoughMemoryError(
-            f"This step needs about {need / 1e9:.1f} GB on {device} and {free / 1e9:.1f} GB are free: release other models or restart"
-            " other notebooks, or set TIER=embedded for the small models."
-        )

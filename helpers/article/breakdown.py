@@ -1,9 +1,12 @@
-"""Where does the time go? Benchmark rows taken apart: first call and warm call, kinds of operation, and the change from step 1 to step 4."""
+"""Where does the time go? Benchmark rows taken apart: first call and warm call, kinds of operation, and the change from step 1 to step 4.
 
-from helpers import plots, profiling
+First used in notebook 06.
+"""
+
+from helpers import ledger, plots, timing
+from helpers.benchmark import by_step
 from helpers.plots import where
-from helpers.results import by_step
-from helpers.words import seconds
+from helpers.timing import seconds
 
 CHAIN = (  # (what changes, the step after it, which of its calls): one thing at a time from the article's step 1 to its step 4
     ("start-up of step 1", "1", "warm_wall_s"),
@@ -21,6 +24,13 @@ STYLES = {  # kind of operation: (colour, hatch)
     "matrix products": ("#0072b2", ""), "quantise and dequantise": ("#e69f00", "///"), "conversion and copies": ("#56b4e9", "\\\\\\"),
     "attention": ("#009e73", "xx"), "other operations": ("#cc79a7", ".."), "Python and launching": ("#bbbbbb", "--"),
 }  # fmt: skip
+
+
+def largest_recorded():
+    """Return the benchmark's rows of the recorded run with the largest model."""
+    recorded = [row for row in ledger.recorded_rows() if "run" in row]
+    name = max(recorded, key=lambda row: row["parameters"])["recorded"]
+    return [row for row in recorded if row["recorded"] == name]
 
 
 def first_call_table(rows):
@@ -51,14 +61,14 @@ def operations_chart(rows, save_as=None):
     texts = []
     for place, row in enumerate(measured.values()):
         total, left = sum(row["operations_s"].values()), 0
-        for kind in profiling.KINDS:
+        for kind in timing.KINDS:
             share = 100 * row["operations_s"][kind] / total
             colour, hatch = STYLES[kind]
             axes.barh(place, share, left=left, color=colour, hatch=hatch, edgecolor="white", label=kind if place == 0 else None)
             if share >= 8:
                 axes.text(left + share / 2, place, f"{share:.0f}", ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1})
             left += share
-        texts.append(f"{row['title']}: " + ", ".join(f"{kind} {100 * row['operations_s'][kind] / total:.0f} %" for kind in profiling.KINDS))
+        texts.append(f"{row['title']}: " + ", ".join(f"{kind} {100 * row['operations_s'][kind] / total:.0f} %" for kind in timing.KINDS))
     axes.set_yticks(range(len(measured)), [row["title"] for row in measured.values()])
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
@@ -75,7 +85,7 @@ def changes(rows):
 
 
 def changes_of(found):
-    """As ``changes``, of rows by their step, see results.by_step."""
+    """As ``changes``, of rows by their step, see benchmark.by_step."""
     if not {"1", "4"} <= set(found):
         return []
     back = "3" in found and found["3"]["dtype"] == "float16"  # on a GPU: GPTQ computes in float16, not in step 2's bfloat16

@@ -1,12 +1,13 @@
-"""How fast is the same model in another engine? Timed by the definitions of helpers.timing, it stands beside the steps."""
+"""How fast is the same model in another engine? Timed by the definitions of ``timing``, it stands beside the steps.
+
+First used in notebook 11.
+"""
 
 import time
 
-from helpers import bandwidth, ledger, plots, tiers
-from helpers.article import NEW_TOKENS, PROMPT
+from helpers import ROOT, ledger, limits, machine, plots
 from helpers.errors import TokenCountError
-from helpers.timing import REPEATS, WARMUPS, Call, Timing, cpu_times, peak_rss
-from helpers.words import seconds
+from helpers.timing import NEW_TOKENS, PROMPT, REPEATS, WARMUPS, Call, Timing, seconds
 
 COLOURS = {"transformers": "#0072b2", "llama.cpp": "#d55e00", "onnxruntime": "#009e73", "2024 stack": "#cc79a7"}  # Okabe and Ito's palette
 HATCHES = {"transformers": "", "llama.cpp": "///", "onnxruntime": "...", "2024 stack": "xxx"}
@@ -24,11 +25,11 @@ def answer_once(answer, new_tokens=NEW_TOKENS):
         if not first:
             first.append(time.perf_counter())
 
-    user, system = cpu_times()
+    user, system = machine.cpu_times()
     start = time.perf_counter()
     new = answer(new_tokens, arrived)
     end = time.perf_counter()
-    user_end, system_end = cpu_times()
+    user_end, system_end = machine.cpu_times()
     if len(new) != new_tokens or not first:
         raise TokenCountError(f"The engine returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
     return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens), new
@@ -43,7 +44,7 @@ def measure(answer, ids, decode, prompt=PROMPT, new_tokens=NEW_TOKENS, warmups=W
 
     cold, new = answer_once(answer, new_tokens)
     calls = [answer_once(answer, new_tokens)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
-    return Timing(cold, calls[warmups:], prompt, len(ids), new_tokens, decode(new), peak_rss=peak_rss(), token_ids=new)
+    return Timing(cold, calls[warmups:], prompt, len(ids), new_tokens, decode(new), peak_rss=machine.peak_rss(), token_ids=new)
 
 
 def make_row(engine, name, timing, like, *, format, weight_bytes, read_bytes, packages, kernel="", dtype="", checkpoint="", device=None, **other):
@@ -59,7 +60,7 @@ def make_row(engine, name, timing, like, *, format, weight_bytes, read_bytes, pa
         "variant": f"{engine} {name}",
         "title": f"{like.title.split()[0]} {name} ({engine})",
         "tier": like.tier,
-        "device": device or tiers.device_name("cpu"),
+        "device": device or machine.device_name("cpu"),
         "checkpoint": checkpoint,
         "format": format,
         "dtype": dtype,
@@ -72,62 +73,70 @@ def make_row(engine, name, timing, like, *, format, weight_bytes, read_bytes, pa
     } | other
 
 
-def beside(rows, like):
-    """Return the newest row of each engine, title and device among ``rows`` with the model, tier, prompt and number of tokens of the row ``like``.
+def record(*arguments, **options):
+    """Append the row that ``make_row`` makes of the same arguments to the ledger, and return it."""
+    row = make_row(*arguments, **options)
+    ledger.append(row)
+    return row
 
-    rows: as ``ledger.read(engine=None)`` returns them; the benchmark's are left out. The slowest comes first.
+
+def beside(step, steps=(), path=None):
+    """Return the rows of all engines in the ledger with ``step``'s model and tier, each the newest, the slowest first, with their floors.
+
+    steps: those of the article's, by number, that are measured now if the ledger lacks them; of a checkpoint of the reader's own, that one.
+    """
+    if step.tier != "own":
+        ledger.steps(step.tier, steps)
+    elif steps:
+        ledger.append(ledger.measure_step(step))
+    return with_floor(newest(ledger.read(path, engine=None), step))
+
+
+def newest(rows, step):
+    """Return the newest row of each engine, title and device among ``rows`` with ``step``'s model and tier, the slowest first.
+
+    Prompt and number of tokens are the article's, batch 1; the benchmark's rows are left out.
     """
 
-    def what(row):
-        return row["title"].split()[0], row["tier"], row["prompt"], row["new_tokens"], row.get("batch", 1)
+    def matches(row):
+        same = row["title"].split()[0] == step.title.split()[0] and row["tier"] == step.tier and "run" not in row
+        return same and row["prompt"] == PROMPT and row["new_tokens"] == NEW_TOKENS and row.get("batch", 1) == 1
 
-    newest = {
-        (row.get("engine", "transformers"), row["title"], row["device"]): row
-        for row in rows
-        if what(row) == what(like) and "run" not in row and row.get("tpot_s")
-    }
-    return sorted(newest.values(), key=lambda row: -row["tpot_s"])
+    found = {(row.get("engine"), row["title"], row["device"]): row for row in rows if matches(row) and row.get("tpot_s")}
+    return sorted(found.values(), key=lambda row: -row["tpot_s"])
 
 
 def with_floor(rows):
-    """Return ``rows`` with the key floor_tpot_s: seconds that reading a token's bytes takes on this CPU, None for rows of another device.
+    """Return ``rows`` with the floor of a token on this CPU, see limits.with_floor; floor_tpot_s is None for rows of another device."""
+    here = [row for row in rows if row["device"] == machine.device_name("cpu")]
+    floors = iter(limits.with_floor(here, "cpu"))
+    return [next(floors) if row in here else row | {"floor_tpot_s": None} for row in rows]
 
-    The bandwidth is measured now, once for each row, over as many bytes as the row reads: a small model is read from the cache. What can be
-    read from a larger set of bytes can be read from a smaller one too, so the best of those counts.
-    """
-    here = [row for row in rows if row["device"] == tiers.device_name("cpu")]
-    speeds = [(min(row["read_bytes"], bandwidth.LARGEST), bandwidth.measure("cpu", row["read_bytes"])) for row in here]
 
-    def floor(row):
-        return row["read_bytes"] / max(speed for size, speed in speeds if size >= min(row["read_bytes"], bandwidth.LARGEST))
-
-    return [row | {"floor_tpot_s": floor(row) if row in here else None} for row in rows]
+def recorded(run):
+    """Return the engines' rows of the recorded ``run`` (a folder in data/recorded), and print where they are from."""
+    rows = ledger.read(ROOT / "data" / "recorded" / run / "engines.jsonl", engine=None)
+    print(plots.where(rows[0] | {"recorded": True}))
+    return rows
 
 
 def table(rows):
-    """Return a table (pandas.DataFrame) of ``rows``; floor as ``with_floor`` measured it."""
+    """Return a table (pandas.DataFrame) of ``rows``."""
     import pandas as pd
 
     lines = [
-        {
-            "model": row["title"],
-            "engine": row.get("engine", "transformers"),
-            "first call": seconds(row["wall_s"]),
-            "warm call": seconds(row["warm_wall_s"]),
-            "TTFT": seconds(row["warm_ttft_s"]),
-            "TPOT": seconds(row["tpot_s"]),
-            "tokens/s": f"{row['decode_tokens_per_s']:,.1f}",
-            "weights": f"{row['weight_bytes'] / 1e6:,.1f} MB",
-            "floor": seconds(row.get("floor_tpot_s")),
-            "TPOT / floor": f"{row['tpot_s'] / row['floor_tpot_s']:.1f}" if row.get("floor_tpot_s") else "-",
-        }
+        {"model": row["title"], "engine": row.get("engine", "transformers"), **plots.times(row), "weights": f"{row['weight_bytes'] / 1e6:,.1f} MB"}
         for row in rows
     ]
-    return pd.DataFrame(lines).set_index("model") if lines else pd.DataFrame()
+    if not lines:
+        return pd.DataFrame()
+    found = pd.DataFrame(lines).set_index("model")
+    found.insert(6, "weights", found.pop("weights"))  # before the floor
+    return found
 
 
 def chart(rows, save_as=None):
-    """Draw the time per output token of ``rows``, the floor (see ``with_floor``) as a black line; return what ``plots.show`` returns."""
+    """Draw the time per output token of ``rows``, the floor (see ``beside``) as a black line; return what ``plots.show`` returns."""
     figure, axes = plots.figure("", "time per output token, ms", "", size=(8, 1.2 + 0.36 * len(rows)))
     highest, several, said = max((1000 * row["tpot_s"] for row in rows), default=1), len({row["device"] for row in rows}) > 1, []
     wide = highest > 20 * min((1000 * row["tpot_s"] for row in rows), default=1)

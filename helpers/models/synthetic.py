@@ -1,25 +1,24 @@
 """Write checkpoints of Llama-2's shapes with random weights: real sizes, timings and kernels, without licence and download.
 
-    python -m helpers.synthetic 7B gptq
-    python -m helpers.synthetic 1.3B bf16 --layers 12
+    python -m helpers.models.synthetic 7B gptq
+    python -m helpers.models.synthetic 1.3B bf16 --layers 12
 
 What such a model writes has no sense. Eight channels of each norm are scaled up, so that the layers behind it see outliers as
 those of trained models do: without any, LLM.int8() would skip its 16-bit part and look faster than it is. The tokeniser is the
-embedded models', whose tokens are a part of the vocabulary.
+embedded models', whose tokens are a part of the vocabulary. First used in notebook 00, which may choose the tier "synthetic".
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from helpers.article import ROOT
-from helpers.checks import LINEARS
+from helpers import ROOT, machine
 from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError, UnknownStepError
-from helpers.steps import CHECKPOINTS, LLAMA_2, Shape
+from helpers.models import files
+from helpers.models.catalogue import CHECKPOINTS, LINEARS, LLAMA_2, Shape
 
 GROUP_SIZE = 128
 STD = 0.02  # of the weights, as in Llama's initialisation: activations stay finite in 16 bits
@@ -48,42 +47,38 @@ def folder(model, format, layers=None):
     parent = ROOT / (os.environ.get("SYNTHETIC_DIR") or "synthetic")  # a relative path counts from the project
     path = parent / f"llama-2-{model.lower()}{f'-{layers}-layers' if layers else ''}-{stored}"
     if not path.is_dir():
-        write(shape, stored, path)
+        _write(shape, stored, path, unless=path.is_dir)
     return path
 
 
 def write(shape, format, path, seed=0):
     """Write a checkpoint of ``shape`` in ``format`` ("bf16", or "gptq" in AutoGPTQ's v1 layout) to the folder ``path``.
 
-    One block of the model is in memory, at most 2 GB at Llama-2 13B's size. All blocks have the same random values. The folder gets
-    its name only when it is complete, so a write that was cut off leaves nothing that looks finished. Raises CheckpointError if the
-    folder exists or the shape cannot be written, NotEnoughMemoryError if the disk is too full.
+    One block of the model is in memory, at most 2 GB at Llama-2 13B's size. All blocks have the same random values. A write that was cut
+    off leaves nothing. Raises CheckpointError if the folder exists or the shape cannot be written, NotEnoughMemoryError if the disk is too
+    full.
     """
-    from safetensors import SafetensorError
-
-    path = Path(path)
-    if path.exists():
+    if Path(path).exists():
         raise CheckpointError(f"{path} exists already: delete it first to write it again.")
     if shape.hidden_size % 128 or shape.intermediate_size % 128:
         raise CheckpointError("The sizes of a synthetic model are multiples of 128: the width of a head, and of a group of GPTQ.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    need, free = shape.weight_bytes(format), shutil.disk_usage(path.parent).free
-    if need > 0.98 * free:
-        raise NotEnoughMemoryError(
-            f"{path.name} takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB of the disk are free: make room, or set SYNTHETIC_DIR to another disk."
-        )
-    partial.mkdir()
+    _write(shape, format, Path(path), seed)
+
+
+def _write(shape, format, path, seed=0, unless=lambda: False):
+    from safetensors import SafetensorError
+
+    room = "make room, or set SYNTHETIC_DIR to another disk."
     try:
-        _write_files(shape, format, partial, seed, f"writing {path.name}")
+        with files.whole(path, unless) as partial:
+            if partial:
+                need, free = shape.weight_bytes(format), machine.disk(path.parent)
+                if need > 0.98 * free:
+                    raise NotEnoughMemoryError(f"{path.name} takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB of the disk are free: {room}")
+                partial.mkdir()
+                _write_files(shape, format, partial, seed, f"writing {path.name}")
     except (OSError, SafetensorError) as error:
-        said = f"{path.name} could not be written ({error}): make room, or set SYNTHETIC_DIR to another disk."
-        raise NotEnoughMemoryError(said) from None
-    finally:
-        if sys.exc_info()[0]:  # stopped, by an error or by the reader: what is there is of no use
-            shutil.rmtree(partial, ignore_errors=True)
-    partial.rename(path)
+        raise NotEnoughMemoryError(f"{path.name} could not be written ({error}): {room}") from None
 
 
 def _write_files(shape, format, folder, seed, description):
@@ -98,7 +93,7 @@ def _write_files(shape, format, folder, seed, description):
     pool = (torch.randn(POOL, generator=random) * STD).to(dtype)
     norm = torch.ones(h, dtype=dtype)
     norm[:: h // 8] = 8.0
-    names = {linear: size for linear, size in zip(LINEARS, shape.linears())}
+    names = dict(zip(LINEARS, shape.linears()))
     weight_map = {}
 
     def normal(rows, columns):
@@ -127,8 +122,8 @@ def _write_files(shape, format, folder, seed, description):
             del tensors
         save({"model.embed_tokens.weight": normal(shape.vocab_size, h), "model.norm.weight": torch.ones(h, dtype=dtype)})
         save({"lm_head.weight": normal(shape.vocab_size, h)})
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": shape.weight_bytes(format)}, "weight_map": weight_map})
-    _write_json(folder / "config.json", _config(shape, format))
+    files.write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": shape.weight_bytes(format)}, "weight_map": weight_map}, indent=2)
+    files.write_json(folder / "config.json", _config(shape, format), indent=2)
     for file in (CHECKPOINTS / "small").glob("*token*.json"):
         shutil.copy(file, folder)
 
@@ -171,13 +166,9 @@ def _config(shape, format):
     return config
 
 
-def _write_json(path, content):
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def main(arguments=None):
     """The command: write one checkpoint and say where it lies; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.synthetic", description="Write a checkpoint with random weights.")
+    parser = argparse.ArgumentParser(prog="python -m helpers.models.synthetic", description="Write a checkpoint with random weights.")
     parser.add_argument("model", help=f"size: {', '.join(SHAPES)}")
     parser.add_argument("format", choices=("bf16", "gptq"), help="8-bit, fp16 and NF4 are loaded from bf16's files")
     parser.add_argument("--layers", type=int, help="another number of blocks than the model has")

@@ -4,7 +4,7 @@ Times are defined as in vLLM's ``benchmarks/lib/endpoint_request_func.py`` and `
 https://github.com/vllm-project/vllm): TTFT from sending a request to its first piece of text; ITL between two pieces; latency from sending to
 the last piece; TPOT is (latency - TTFT) / (tokens - 1); throughput is all new tokens by the time from the first request's start to the last
 one's end. Percentiles are numpy's, linear between neighbours. One thing differs: a piece without text (the last one, which only says why the
-answer ended) is not counted here.
+answer ended) is not counted here. First used in notebook 14.
 """
 
 import asyncio
@@ -13,10 +13,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
 
-from helpers.article import ROOT
+from helpers import ROOT, machine
 from helpers.errors import CourseError
-from helpers.timing import cpu_times
-from helpers.words import seconds
+from helpers.timing import seconds
 
 TIMEOUT, LIMIT = 60, 20  # seconds: for one request; after which no further one is sent
 
@@ -170,9 +169,9 @@ async def measure(endpoint, prompts, concurrency, new_tokens, timeout=TIMEOUT, l
             model = endpoint.model or await _first_model(client)
         except Exception as error:
             raise EndpointError(_why(error, endpoint, timeout)[0]) from None
-        start, worked = time.perf_counter(), sum(cpu_times())
+        start, worked = time.perf_counter(), sum(machine.cpu_times())
         await asyncio.gather(*(reader(client, model) for _ in range(concurrency)))
-        run.duration, run.cpu = time.perf_counter() - start, sum(cpu_times()) - worked
+        run.duration, run.cpu = time.perf_counter() - start, sum(machine.cpu_times()) - worked
     if run.problems and not run.answers:
         raise EndpointError(str(run.problems[0]))
     return run

@@ -1,18 +1,22 @@
 """Which model does a step load, and how large is it?
 
 The catalogue is data: the article's four steps and variants that change one thing of them, each with one checkpoint per tier. Sizes are
-computed from the model's shape, not looked up.
+computed from the model's shape, not looked up. To add a format, give it a name in FORMATS, its bytes in ``Shape.weight_bytes``, a variant
+here, and its arguments in ``loading``. First used in notebook 04.
 """
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers.article import ROOT
-from helpers.errors import CheckpointError, UnknownFormatError, UnknownStepError
+from helpers import ROOT
+from helpers.errors import CheckpointError, UnknownFormatError
 
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 FORMATS = {"bf16": "bf16", "fp16": "fp16", "int8": "8-bit", "nf4": "NF4", "gptq": "GPTQ"}  # name in code: name in tables
+LINEARS = (  # of one block, in the order of Shape.linears
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
 
 
 def read_json(folder, name):
@@ -99,19 +103,45 @@ class Shape:
         return self.weight_bytes(format) - 2 * self.vocab_size * self.hidden_size
 
 
+@dataclass(frozen=True)
+class GroupedShape(Shape):
+    """A Shape with grouped-query attention and, if ``tied``, one table for embedding and output head.
+
+    kv_size: width of the keys, and of the values, of one token. (Ainslie et al., 2023, https://arxiv.org/abs/2305.13245)
+    """
+
+    kv_size: int = 0
+    tied: bool = False
+
+    def linears(self):
+        h, i = self.hidden_size, self.intermediate_size
+        return [(h, h), (h, self.kv_size), (h, self.kv_size), (h, h), (h, i), (h, i), (i, h)]
+
+    @property
+    def other_parameters(self):
+        return super().other_parameters - self.tied * self.vocab_size * self.hidden_size
+
+    @property
+    def kv_bytes_per_token(self):
+        return 2 * self.num_hidden_layers * self.kv_size * 2
+
+    def read_bytes(self, format):
+        return self.weight_bytes(format) if self.tied else super().read_bytes(format)
+
+
 LLAMA_2 = {"7B": Shape(4096, 11008, 32), "13B": Shape(5120, 13824, 40)}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the article on one tier.
+    """One step of the article: plain data. ``choose.get_step`` adds the tier and the checkpoint that this machine can use.
 
-    number: 1 to 4, or 0 for a variant, whose key in VARIANTS is ``name``. model: "7B" or "13B", the Llama-2 that the step is about. format: how the weights are stored, one of FORMATS.
-    dtype: type of the activations (for GPTQ on a GPU only, see helpers.loading.load_arguments). hub, embedded: the step's checkpoint
-    on these tiers. tier: the chosen one of helpers.tiers.TIERS, or "own" for another checkpoint of the reader's. checkpoint: the Hub
-    id or folder that is loaded. note: why it is this one, in a sentence, where that needs saying. detail: what a variant changes, in
-    words. threshold: from which size on LLM.int8() computes an input in 16 bits (0: none). kernel: gptqmodel's name of the kernel that
-    is asked for, "" for its own choice.
+    number: 1 to 4, or 0 for a variant, whose key in VARIANTS is ``name``. model: "7B" or "13B", the Llama-2 that the step is about.
+    format: how the weights are stored, one of FORMATS. dtype: type of the activations (for GPTQ on a GPU only, see
+    loading.load_arguments). hub, embedded: the step's checkpoint on these tiers. tier: the chosen one of choose.TIERS, or "own" for
+    another checkpoint of the reader's. checkpoint: the Hub id or folder that is loaded. note: why it is this one, in a sentence, where
+    that needs saying. detail: what a variant changes, in words. threshold: from which size on LLM.int8() computes an input in 16 bits
+    (0: none). kernel: gptqmodel's name of the kernel that is asked for, "" for its own choice.
     """
 
     number: int
@@ -142,25 +172,6 @@ class Step:
             model = Path(self.checkpoint).name.removesuffix("-gptq")
         return " ".join(filter(None, [model, FORMATS[self.format], self.detail]))
 
-    @property
-    def shape(self):
-        """Shape of the checkpoint that is loaded, from its config.json (on the hub tier a small download, the first time)."""
-        if self.is_folder:
-            return Shape.from_config(self.checkpoint)
-        from helpers import download
-
-        return Shape.from_config(download.config(self.checkpoint, self.revision))
-
-    @property
-    def is_folder(self):
-        """Whether the checkpoint is a folder on this disk."""
-        return Path(self.checkpoint).is_dir()
-
-    @property
-    def bytes(self):
-        """Bytes of the weights once they are loaded in this step's format."""
-        return self.shape.weight_bytes(self.format)
-
 
 STEPS = {
     1: Step(1, "7B", "int8", "float16", "meta-llama/Llama-2-7b-hf", "small"),
@@ -178,58 +189,5 @@ VARIANTS = {  # each changes one thing of one of the four
     "13b-int8": replace(STEPS[1], model="13B", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
     "13b-nf4": replace(STEPS[1], model="13B", format="nf4", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
 }
-LIKE_FOR_LIKE = ("TheBloke/Llama-2-7B-GPTQ",)  # the base model's GPTQ twin, where the article took the chat model
 
 
-def get_step(number, tier=None, checkpoint=None, revision="main"):
-    """Return step ``number`` (1 to 4, or a name in VARIANTS) with the checkpoint that this machine can use.
-
-    tier: one of helpers.tiers.TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load
-    instead of the tier's, in the same format; its tier is "own", unless it is one of LIKE_FOR_LIKE. Raises UnknownStepError,
-    UnknownTierError or CheckpointError.
-    """
-    from helpers import access, tiers
-
-    if number in VARIANTS:
-        step = replace(VARIANTS[number], number=0, name=number)
-    elif number in STEPS:
-        step = STEPS[number]
-    else:
-        known = f"the article has steps {', '.join(map(str, STEPS))}, and this course adds {', '.join(VARIANTS)}"
-        raise UnknownStepError(f"There is no step {number!r}: {known}.")
-    tier, note = tiers.choose_tier(tier)
-    if checkpoint is not None:
-        if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
-            raise CheckpointError(f"There is no folder {checkpoint}: check the path, or give the name of a Hub repository.")
-        own = Path(checkpoint).expanduser()
-        checkpoint, note = (str(own) if own.is_dir() else str(checkpoint)), ""
-        tier = "hub" if checkpoint in LIKE_FOR_LIKE else "own"
-    elif tier == "hub":
-        checkpoint, reason = access.whether(step.hub, revision)
-        note = " ".join(filter(None, [note, reason]))
-    elif tier == "synthetic":
-        from helpers import synthetic
-
-        checkpoint = str(synthetic.folder(step.model, step.format))
-    else:
-        checkpoint = str(CHECKPOINTS / step.embedded)
-    return replace(step, tier=tier, checkpoint=checkpoint, revision=revision, note=note)
-
-
-def describe(step):
-    """Return a table (pandas.DataFrame, one column) of what a step loads, from where, and how large it is; print the step's note."""
-    import pandas as pd
-
-    shape = step.shape
-    if step.note:
-        print(step.note)
-    rows = {
-        "step": f"{step.key}: {step.title}",
-        "tier": step.tier,
-        "checkpoint": Path(step.checkpoint).name if step.is_folder else step.checkpoint,
-        "stands in for": "itself" if step.tier == "hub" else f"Llama-2 {step.model}",
-        "parameters": f"{shape.parameters:,}",
-        "bytes of the weights": f"{step.bytes:,}",
-        "bits a parameter": f"{8 * step.bytes / shape.parameters:.2f}",
-    }
-    return pd.Series(rows, name="this step").to_frame()

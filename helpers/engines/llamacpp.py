@@ -1,8 +1,10 @@
-"""How does a checkpoint become a GGUF file, and what is in one?
+"""How does a checkpoint become a GGUF file, what is in one, and how does llama.cpp run it?
 
-GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's format: one file with the sizes, the tokeniser and the weights.
-The package ``gguf`` writes it; the blocks of integers are computed by llama.cpp's own ``ggml_quantize_chunk``, which the wheels of xllamacpp for
-Linux and macOS export (the one for Windows does not: take a ready file there). Which tensor gets which type is llama.cpp's rule (src/llama-quant.cpp, ``llama_tensor_get_type``), for Llama's architecture.
+GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's format: one file with the sizes, the tokeniser and the
+weights. The package ``gguf`` writes it; the blocks of integers are computed by llama.cpp's own ``ggml_quantize_chunk``, which the wheels of
+xllamacpp for Linux and macOS export (the one for Windows does not: take a ready file there). Which tensor gets which type is llama.cpp's
+rule (src/llama-quant.cpp, ``llama_tensor_get_type``), for Llama's architecture. The same wheel runs it within this process. First used in
+notebook 11.
 """
 
 import ctypes
@@ -11,11 +13,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from urllib.request import ProxyHandler, Request, build_opener
 
-from helpers import checks, ledger, machine
-from helpers.checks import LINEARS
-from helpers.errors import CheckpointError, NotEnoughMemoryError, UnknownFormatError
-from helpers.steps import Shape, read_json
+from helpers import machine, setup
+from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError, PromptError, UnknownFormatError
+from helpers.models import files, hub
+from helpers.models.catalogue import LINEARS, Shape, read_json
 
 TYPES = {  # name: (matrices, output head, a share of attn_v and ffn_down); norms stay float32
     "F32": ("F32", "F32", "F32"),
@@ -33,13 +36,11 @@ def file(step, type):
     """Return the path of the GGUF file of ``step``'s model in ``type`` (a key of TYPES).
 
     On the hub tier it is fetched ready from READY; else ``write`` makes it from the step's checkpoint. Raises what ``write`` and
-    download.fetch_file raise.
+    hub.fetch_file raise.
     """
     if step.tier == "hub":
-        from helpers import download
-
         _rule(type)
-        return download.fetch_file(READY[step.model], f"llama-2-{step.model.lower()}.{type}.gguf")
+        return hub.fetch_file(READY[step.model], f"llama-2-{step.model.lower()}.{type}.gguf")
     return write(step.checkpoint, type)
 
 
@@ -55,32 +56,29 @@ def write(checkpoint, type, path=None):
 
     _rule(type)
     checkpoint = Path(checkpoint)
-    checks.check_folder(checkpoint, "bf16")
-    path = Path(path or ledger.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
-    if path.is_file() and path.stat().st_mtime >= max(part.stat().st_mtime for part in checkpoint.iterdir()):
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plan = _plan(checkpoint, type)
-    need, free = sum(size for *_, size in plan), machine.disk(path.parent)
-    if need > free:
-        raise NotEnoughMemoryError(f"{path.name} takes {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free: make room, or set RESULTS_DIR.")
-    partial = path.with_name(path.name + ".partial")
-    writer = gguf.GGUFWriter(partial, "llama")
-    _describe(writer, checkpoint)
+    files.check_folder(checkpoint, "bf16")
+    path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
     try:
-        for _, name, kind, shape, size in plan:
-            writer.add_tensor_info(name, shape, "float32", size, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for source, name, kind, _, _ in tqdm(plan, desc=f"writing {path.name}"):
-            writer.write_tensor_data(_blocks(_tensor(checkpoint, source), kind))
-        writer.close()
-        partial.replace(path)
+        with files.whole(path, unless=lambda: files.newer(path, checkpoint)) as partial:
+            if partial:
+                plan = _plan(checkpoint, type)
+                need, free = sum(size for *_, size in plan), machine.disk(path.parent)
+                if need > free:
+                    raise NotEnoughMemoryError(f"{path.name} takes {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free: make room, or set RESULTS_DIR.")
+                writer = gguf.GGUFWriter(partial, "llama")
+                _describe(writer, checkpoint)
+                for _, name, kind, shape, size in plan:
+                    writer.add_tensor_info(name, shape, "float32", size, raw_dtype=kind)
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+                for source, name, kind, _, _ in tqdm(plan, desc=f"writing {path.name}"):
+                    writer.write_tensor_data(_blocks(_tensor(checkpoint, source), kind))
+                writer.close()
+    except CourseError:
+        raise
     except OSError as error:
         raise NotEnoughMemoryError(f"{path.name} could not be written ({error}): make room, or set RESULTS_DIR to another disk.") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -200,12 +198,7 @@ def _tensor(checkpoint, name):
 
     Llama's rotary positions turn pairs of numbers: transformers pairs number i of a head with i + half, llama.cpp's pairs are neighbours.
     """
-    from safetensors import safe_open
-
-    index = checkpoint / "model.safetensors.index.json"
-    shard = json.loads(index.read_text(encoding="utf-8"))["weight_map"][name] if index.is_file() else "model.safetensors"
-    with safe_open(checkpoint / shard, framework="pt") as tensors:
-        tensor = tensors.get_tensor(name).float().numpy()
+    tensor = files.read_tensor(checkpoint, name).float().numpy()
     if name.endswith(("q_proj.weight", "k_proj.weight")):
         heads = read_json(checkpoint, "config.json")["num_attention_heads"]
         rows, columns = tensor.shape
@@ -241,3 +234,85 @@ def _ggml():
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     return library
+
+
+PACKAGES = ("xllamacpp", "gguf")
+
+
+def load(path, threads=None, context=None, **settings):
+    """Load a GGUF file on the CPU and return the xllamacpp.Server that answers for it (``server.listening_address``: on 127.0.0.1).
+
+    threads: by default as many as torch uses. context: tokens, by default the model's own. settings: more fields of
+    xllamacpp.CommonParams, e.g. n_parallel. Raises CheckpointError if the file is missing or damaged.
+    """
+    import xllamacpp
+
+    if not Path(path).is_file():
+        raise CheckpointError(f"There is no file {path}: write it with llamacpp.write, or fetch it.")
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    chosen = {"n_ctx": context or 0, "n_gpu_layers": 0, "fit_params": False, "ui": False, "verbosity": -1, "warmup": False}
+    for name, value in (chosen | settings).items():
+        setattr(parameters, name, value)
+    try:
+        return xllamacpp.Server(parameters)
+    except RuntimeError:
+        taken = f", and that port {settings['port']} is free" if "port" in settings else ""
+        raise CheckpointError(f"llama.cpp cannot load {path}: check that it is a complete GGUF file of a model that fits into the memory{taken}.") from None
+
+
+def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
+    """Decode ``new_tokens`` tokens greedily after the prompt ``ids`` (list of int) and return (new ids, the chunks that came with them).
+
+    arrived: called with the text of each new token as it comes. No end of text (as ``min_new_tokens`` in transformers), no use of an earlier
+    prompt's cache. options: more of llama.cpp's request, e.g. n_probs. Raises PromptError if llama.cpp refuses the request.
+    """
+    chunks = []
+
+    def receive(chunk):
+        if "error" not in chunk and chunk["choices"][0]["finish_reason"] is None:
+            arrived(chunk["choices"][0]["text"])
+        chunks.append(chunk)
+
+    request = {
+        "prompt": ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False, "stream": True,
+        "verbose": True, "return_tokens": True,
+    }  # fmt: skip
+    server.handle_completions(request | options, receive)
+    refused = [chunk["error"]["message"] for chunk in chunks if "error" in chunk]
+    if refused:
+        raise PromptError(f"llama.cpp refused the request: {refused[0]}.")
+    return [token for chunk in chunks for token in chunk["__verbose"]["tokens"]], chunks
+
+
+def log_probabilities(server, ids, vocabulary):
+    """Return the log-probabilities (numpy, float64, shape (vocabulary,)) of the token after ``ids``: the logits less one constant."""
+    import numpy as np
+
+    _, chunks = answer(server, ids, 1, n_probs=vocabulary, ignore_eos=False)
+    found = np.full(vocabulary, np.nan)
+    for entry in chunks[0]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+        found[entry["id"]] = entry["logprob"]
+    return found
+
+
+def tokenise(server, text):
+    """Return the token ids (list of int) of ``text`` by the file's own tokeniser, begin-of-sequence first."""
+    return _ask(server, "tokenize", content=text, add_special=True)["tokens"]
+
+
+def detokenise(server, ids):
+    """Return the text of ``ids``."""
+    return _ask(server, "detokenize", tokens=ids)["content"]
+
+
+def _ask(server, path, **content):
+    """The answer of one of the server's HTTP addresses, on this machine."""
+    request = Request(f"{server.listening_address}/{path}", json.dumps(content).encode(), {"Content-Type": "application/json"})
+    with build_opener(ProxyHandler({})).open(request, timeout=60) as answer:  # never through a proxy
+        return json.load(answer)

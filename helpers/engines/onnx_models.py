@@ -1,7 +1,7 @@
 """How does a checkpoint become an ONNX model, and how is it run? ONNX Runtime's own builder and loop for text generation.
 
 https://onnxruntime.ai/docs/genai. The builder reads unquantised checkpoints, which it quantises by rounding, and GPTQ checkpoints, whose
-integers it keeps.
+integers it keeps. First used in notebook 12.
 """
 
 import contextlib
@@ -12,10 +12,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from helpers import checks, ledger, loading, memory
+from helpers import loading, setup
 from helpers.errors import CheckpointError, PromptError
+from helpers.models import choose, files
 
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "onnx")
+READY = "genai_config.json"  # the file that the builder writes last
 
 
 def export(step, precision, name=None, **options):
@@ -25,31 +27,17 @@ def export(step, precision, name=None, **options):
     folder. A folder that is newer than the checkpoint is used again; an interrupted export leaves none. Raises CheckpointError, or
     NotEnoughMemoryError: it takes 2.8 times the checkpoint's bytes (a 7B in 4 bits, measured).
     """
-    if not step.is_folder:
-        from helpers import access, download
-
-        download.fetch(step)
-        source = Path(access.cached_path(step.checkpoint, "config.json", step.revision)).parent
-    else:
-        source = Path(step.checkpoint)
-        checks.check_folder(source, step.format)
-    folder = ledger.results_dir() / "onnx" / (name or f"{source.name}-{precision}")
-    ready = folder / "genai_config.json"
-    if ready.is_file() and ready.stat().st_mtime >= max(file.stat().st_mtime for file in source.iterdir()):
-        return folder
-    checks.check_memory(2.6 * step.bytes, "cpu")  # and its overhead: 10.9 GB for a 7B, which grew by 10.7 GB
-    print(f"Writing {folder.name} (some seconds for a small model, minutes for a large one) ...", flush=True)
-    partial = folder.with_name(folder.name + ".partial")
-    words = ["-i", str(source), "-o", str(partial), "-p", precision, "-e", "cpu", "-c", str(partial / "cache"), "--extra_options", "hf_token=false"]
-    try:
-        problem = _build([*words, *(f"{key}={value}" for key, value in options.items())])
-        if problem or not (partial / ready.name).is_file():
-            raise CheckpointError(f"{source} could not be written as ONNX ({problem}): check that memory and disk have room for three times its size.")
-        shutil.rmtree(partial / "cache", ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    source = choose.bring(step)
+    folder = setup.results_dir() / "onnx" / (name or f"{source.name}-{precision}")
+    with files.whole(folder, unless=lambda: files.newer(folder / READY, source)) as partial:
+        if partial:
+            choose.check_memory(2.6 * step.bytes, "cpu")  # and its overhead: 10.9 GB for a 7B, which grew by 10.7 GB
+            print(f"Writing {folder.name} (some seconds for a small model, minutes for a large one) ...", flush=True)
+            words = ["-i", str(source), "-o", str(partial), "-p", precision, "-e", "cpu", "-c", str(partial / "cache"), "--extra_options", "hf_token=false"]
+            problem = _build([*words, *(f"{key}={value}" for key, value in options.items())])
+            if problem or not (partial / READY).is_file():
+                raise CheckpointError(f"{source} could not be written as ONNX ({problem}): check that memory and disk have room for three times its size.")
+            shutil.rmtree(partial / "cache", ignore_errors=True)
     return folder
 
 
@@ -66,7 +54,7 @@ def _build(words):
         return (text or "it said nothing").splitlines()[-1]
     finally:
         sys.argv = before
-        memory.free_caches()  # the builder's graph and weights hold each other: 9 GB for a 7B
+        loading.free_caches()  # the builder's graph and weights hold each other: 9 GB for a 7B
 
 
 def load(folder, threads=None):
@@ -74,8 +62,8 @@ def load(folder, threads=None):
     import onnxruntime_genai
     import torch
 
-    if not (Path(folder) / "genai_config.json").is_file():
-        raise CheckpointError(f"{folder} has no genai_config.json: it is no finished ONNX model, export it again.")
+    if not (Path(folder) / READY).is_file():
+        raise CheckpointError(f"{folder} has no {READY}: it is no finished ONNX model, export it again.")
     try:
         config = onnxruntime_genai.Config(str(folder))
         options = {"session_options": {"intra_op_num_threads": threads or torch.get_num_threads()}}

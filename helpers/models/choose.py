@@ -1,0 +1,271 @@
+"""What decides the tier, and what can this machine load?
+
+hub        the article's own checkpoints from the Hugging Face Hub: for a GPU that they fit on
+synthetic  Llama-2's shapes with random weights, written on this disk: real sizes, kernels and timings without licence and download;
+           the text has no sense
+embedded   the small trained models in ``data/``: any machine, no network
+
+First used in notebook 00.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from helpers import machine
+from helpers.errors import CheckpointError, NotEnoughMemoryError, UnknownStepError, UnknownTierError
+from helpers.models import files, hub, synthetic
+from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shape, Step
+
+TIERS = ("embedded", "hub", "synthetic")
+OVERHEAD = 0.8e9  # estimate of the bytes beside the weights: CUDA context, KV cache and activations of one short prompt
+
+
+def choose_tier(requested=None):
+    """Return (tier, reason). ``requested``: a tier, "auto", or None for the environment variable TIER (default "auto").
+
+    "auto" takes the hub where all four steps fit on the GPU and the Hub answers, else the embedded models; reason says why.
+    """
+    requested = requested or os.environ.get("TIER") or "auto"
+    if requested in TIERS:
+        return requested, "" if requested != "synthetic" else "The weights are random: timings are real, the text has no sense."
+    if requested != "auto":
+        raise UnknownTierError(f"There is no tier {requested!r}: choose auto, {', '.join(TIERS[:-1])} or {TIERS[-1]}.")
+    reason = _why_not_hub()
+    return ("embedded", f"Small embedded model instead of Llama-2, because {reason}.") if reason else ("hub", "")
+
+
+@lru_cache(maxsize=1)
+def _why_not_hub():
+    """Return why the hub tier can't be used here, or "" if it can. torch is not imported."""
+    found = [gpu for gpu in machine.gpus() if gpu.supported]
+    if machine.unusable_gpu():
+        return f"today's PyTorch cannot use this GPU ({machine.unusable_gpu()})"
+    if not found:
+        return "this machine has no CUDA GPU"
+    need, have = max(LLAMA_2[s.model].weight_bytes(s.format) for s in STEPS.values()), [gpu.total for gpu in found]
+    if not spread(need, have):
+        return f"the four steps need {(need + OVERHEAD) / 1e9:.1f} GB of GPU memory and there are {sum(have) / 1e9:.1f} GB"
+    try:
+        return hub.silence(STEPS[4].hub)
+    except hub.OUR_MISTAKES as error:  # whatever goes wrong here, the embedded tier still works
+        return hub.why(error, STEPS[4].hub)
+
+
+def spread(weights, free):
+    """Return the fewest GPUs (list of indices) that hold ``weights`` bytes, the first ones first; free: bytes free on each GPU.
+
+    The first GPU alone where it is large enough; [] if all together are too small. Of several, a tenth stays empty: layers are not
+    divided (and bitsandbytes leaves as much).
+    """
+    for count in range(1, len(free) + 1):
+        if weights <= (free[0] - OVERHEAD if count == 1 else 0.9 * sum(f - OVERHEAD for f in free[:count])):
+            return list(range(count))
+    return []
+
+
+@dataclass(frozen=True)
+class Chosen(Step):
+    """A Step with its checkpoint, as this machine has it: here the Hub and the disk are asked."""
+
+    @property
+    def is_folder(self):
+        """Whether the checkpoint is a folder on this disk."""
+        return Path(self.checkpoint).is_dir()
+
+    @property
+    def folder(self):
+        """The folder (Path) of its files: its own, or the cache's. Of the Hub's, config.json is fetched if need be. Raises CheckpointError."""
+        return Path(self.checkpoint) if self.is_folder else hub.config(self.checkpoint, self.revision)
+
+    @property
+    def place(self):
+        """The checkpoint in words: the Hub id, or the folder's name."""
+        return Path(self.checkpoint).name if self.is_folder else self.checkpoint
+
+    @property
+    def shape(self):
+        """Shape of the checkpoint that is loaded, from its config.json."""
+        return Shape.from_config(self.folder)
+
+    @property
+    def bytes(self):
+        """Bytes of the weights once they are loaded in this step's format."""
+        return self.shape.weight_bytes(self.format)
+
+
+LIKE_FOR_LIKE = ("TheBloke/Llama-2-7B-GPTQ",)  # the base model's GPTQ twin, where the article took the chat model
+
+
+def get_step(number, tier=None, checkpoint=None, revision="main"):
+    """Return step ``number`` (1 to 4, or a name in catalogue.VARIANTS) as a Chosen, with the checkpoint that this machine can use.
+
+    tier: one of TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load
+    instead of the tier's, in the same format; its tier is "own", unless it is one of LIKE_FOR_LIKE. Raises UnknownStepError,
+    UnknownTierError or CheckpointError.
+    """
+    if number in VARIANTS:
+        step, names = VARIANTS[number], {"number": 0, "name": number}
+    elif number in STEPS:
+        step, names = STEPS[number], {}
+    else:
+        known = f"the article has steps {', '.join(map(str, STEPS))}, and this course adds {', '.join(VARIANTS)}"
+        raise UnknownStepError(f"There is no step {number!r}: {known}.")
+    tier, note = choose_tier(tier)
+    if checkpoint is not None:
+        if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
+            raise CheckpointError(f"There is no folder {checkpoint}: check the path, or give the name of a Hub repository.")
+        own = Path(checkpoint).expanduser()
+        checkpoint, note = (str(own) if own.is_dir() else str(checkpoint)), ""
+        tier = "hub" if checkpoint in LIKE_FOR_LIKE else "own"
+    elif tier == "hub":
+        checkpoint, reason = hub.whether(step.hub, revision)
+        note = " ".join(filter(None, [note, reason]))
+    elif tier == "synthetic":
+        checkpoint = str(synthetic.folder(step.model, step.format))
+    else:
+        checkpoint = str(CHECKPOINTS / step.embedded)
+    return Chosen(**vars(step) | names | {"tier": tier, "checkpoint": checkpoint, "revision": revision, "note": note})
+
+
+def bring(step):
+    """Return the folder (Path) of ``step``'s files, complete: a folder of one's own is checked, the Hub's is fetched.
+
+    Raises CheckpointError, or NotEnoughMemoryError if the disk has too little room.
+    """
+    if step.is_folder:
+        files.check_folder(step.checkpoint, step.format)
+    else:
+        hub.fetch(step)
+    return step.folder
+
+
+def describe(step):
+    """Return a table (pandas.DataFrame, one column) of what a step loads, from where, and how large it is; print the step's note."""
+    import pandas as pd
+
+    shape = step.shape
+    if step.note:
+        print(step.note)
+    rows = {
+        "step": f"{step.key}: {step.title}",
+        "tier": step.tier,
+        "checkpoint": step.place,
+        "stands in for": "itself" if step.tier == "hub" else f"Llama-2 {step.model}",
+        "parameters": f"{shape.parameters:,}",
+        "bytes of the weights": f"{step.bytes:,}",
+        "bits a parameter": f"{8 * step.bytes / shape.parameters:.2f}",
+    }
+    return pd.Series(rows, name="this step").to_frame()
+
+
+def check_memory(weights, device=None):
+    """Raise NotEnoughMemoryError if ``weights`` bytes and the overhead that comes with them are more than is free on ``device``.
+
+    device: as for machine.get_device. Raises DeviceError if this machine has not got it.
+    """
+    device = machine.get_device(device)
+    need, free = weights + OVERHEAD, machine.free_memory(device)
+    if need > free:
+        raise NotEnoughMemoryError(
+            f"This step needs about {need / 1e9:.1f} GB on {device} and {free / 1e9:.1f} GB are free: release other models or restart"
+            " other notebooks, or set TIER=embedded for the small models."
+        )
+
+
+FITS, TIGHT, TOO_LARGE = "✓ fits", "△ tight", "✗ does not fit"
+MARGIN = 0.9  # of the free memory: above it, another program can spoil the run
+
+
+def verdict(need, free):
+    """One of FITS, TIGHT, TOO_LARGE for ``need`` bytes where ``free`` bytes are free."""
+    return FITS if need <= MARGIN * free else TIGHT if need <= free else TOO_LARGE
+
+
+def survey():
+    """Ask this machine, the network and the Hub what the course needs to know; return a dict, torch is not imported.
+
+    Keys: platform, gpus (list of Gpu), memory and free (bytes of the host), disk (free bytes for downloads), online ("" or why not),
+    token (where it lies, or None), gated ("" or why the article's gated repository cannot be read), speed (bytes a second, or None).
+    """
+    from huggingface_hub import constants
+
+    memory, free = machine.host_memory()
+    found = {"platform": machine.platform_name(), "gpus": machine.gpus(), "memory": memory, "free": free}
+    found |= {"disk": machine.disk(constants.HF_HUB_CACHE), "token": hub.token_place(), "gated": "", "speed": None}
+    found["online"] = hub.silence(STEPS[4].hub)
+    if found["online"]:
+        return found | {"gated": "not asked: the Hub is out of reach"}
+    found["gated"] = hub.refusal(STEPS[1].hub)[0]
+    return found | {"speed": hub.speed(STEPS[4].hub, "model.safetensors")}
+
+
+def machine_table(found):
+    """Return what ``survey`` found as a table (pandas.DataFrame, one column)."""
+    import pandas as pd
+
+    gpus = {f"GPU {gpu.index}": gpu.sentence for gpu in found["gpus"]} or {"GPU": "no NVIDIA GPU: the embedded models run on the CPU"}
+    pd.set_option("display.max_colwidth", None)  # sentences, not their beginnings
+    rows = {
+        "platform": found["platform"],
+        **gpus,
+        "host memory": f"{found['free'] / 1e9:.1f} of {found['memory'] / 1e9:.1f} GB free",
+        "disk for downloads": f"{found['disk'] / 1e9:,.0f} GB free",
+        "Hugging Face Hub": f"✗ {found['online']}" if found["online"] else "✓ answers",
+        "network": "not measured" if found["speed"] is None else f"{found['speed'] / 1e6:,.1f} MB a second (one small request)",
+        "token": f"found in {found['token']}" if found["token"] else "none (only the gated repository needs one)",
+        STEPS[1].hub: f"✗ {found['gated']}" if found["gated"] else "✓ you may read it",
+    }
+    return pd.Series(rows, name="this machine").to_frame()
+
+
+def step_table(found, context=512):
+    """Return what each step needs and whether it fits (pandas.DataFrame, one line a step). context: tokens of prompt and answer.
+
+    Weights: exact bytes, from the shape. KV cache: 2 (keys and values) x layers x width x 2 bytes a token. Other: OVERHEAD, an
+    upper estimate that no measurement on this machine backs. Without a GPU, the host's memory is what there is.
+    """
+    import pandas as pd
+
+    gpus = [gpu for gpu in found["gpus"] if gpu.supported]
+    lines = {}
+    for number, step in STEPS.items():
+        shape = LLAMA_2[step.model]
+        weights, cache = shape.weight_bytes(step.format), context * shape.kv_bytes_per_token
+        download = shape.weight_bytes("bf16" if step.format == "int8" else step.format)
+        shared = spread(weights + cache, [gpu.free for gpu in gpus]) or [0]
+        need = weights + cache + len(shared) * OVERHEAD
+        free = sum(gpus[n].free for n in shared) if gpus else found["free"]
+        fits = verdict(need, free)
+        disk = verdict(download, found["disk"])
+        minutes = f"about {max(1, round(download / found['speed'] / 60))} min" if found["speed"] else "time unknown"
+        lines[f"{number}: {step.title}"] = {
+            "weights": f"{weights:,}",
+            f"KV cache ({context:,} tokens)": _gb(cache),
+            "other (estimate)": _gb(len(shared) * OVERHEAD),
+            "needed": _gb(need),
+            "free": f"{_gb(free)} ({'GPU' if len(shared) == 1 else f'{len(shared)} GPUs'})" if gpus else f"{_gb(free)} (host)",
+            "verdict": fits,
+            "download, time, disk": f"{_gb(download)}, {minutes}, {disk}",
+            "what to do": _advice(fits, disk, bool(gpus), found),
+        }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
+
+
+def _advice(fits, disk, gpu, found):
+    if found["online"]:
+        return "embedded models: they need no network"
+    if disk == TOO_LARGE:
+        return "make room, or set HF_HOME to another disk; or the embedded models"
+    if not gpu:
+        return "embedded models; in Colab: Runtime > Change runtime type > T4 GPU" if fits == TOO_LARGE else "embedded models (Llama-2 would run, slowly: TIER=hub)"
+    return {
+        FITS: "run it",
+        TIGHT: "run it with a short context, nothing else on the GPU",
+        TOO_LARGE: "a shorter context, another runtime, or the embedded models",
+    }[fits]
+
+
+def _gb(size):
+    return f"{size / 1e9:.1f} GB"
