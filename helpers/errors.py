@@ -44,5 +44,9 @@ class DeviceError(CourseError, RuntimeError):
     """A device that this machine does not have."""
 
 
+class KernelError(DeviceError):
+    """A GPTQ kernel that failed while a model was loaded with it: another one may do."""
+
+
 class PackagesError(CourseError, ImportError):
     """Packages that are missing, too old, or replaced while the kernel was using them."""

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
 
-from helpers import ROOT, loading, machine
+from helpers import ROOT, kernels, loading, machine
 from helpers.errors import CourseError
 from helpers.models import choose
 from helpers.models.catalogue import STEPS
@@ -48,6 +48,7 @@ def make_row(step, timing, model, prediction=None):
         "format": step.format,
         "dtype": str(model.dtype).removeprefix("torch."),
         "layer_class": type(layer).__name__,
+        "kernel": kernels.used(model),
         "note": step.note,
         "prediction_wall_s": prediction,
         "parameters": step.shape.parameters,

@@ -272,7 +272,7 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     weights, cache = shape.weight_bytes(format, group_size), batch * context * shape.kv_bytes_per_token
     reading = step_bytes(shape, format, context, batch, group_size) / (machine["bandwidth"] * 1e9)
     computing = batch * operations(shape, context) / (machine["tflops"] * 1e12) if machine.get("tflops") else 0
-    needed, floor = weights + cache + machine.get("cards", 1) * choose.OVERHEAD, max(reading, computing)
+    needed, floor = weights + cache + machine.get("cards", 1) * choose.beside_weights(shape, format), max(reading, computing)
     return Estimate(
         machine["name"], format, context, batch, weights, cache, needed, machine["memory"] * 1e9, choose.verdict(needed, machine["memory"] * 1e9),
         floor, "reading" if reading >= computing else "computing", efficiency, floor / efficiency if efficiency else None,

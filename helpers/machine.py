@@ -1,14 +1,19 @@
-"""What machine is this? Platform, GPU, memory, disk, and how busy it is.
+"""What machine is this? Platform, GPU, memory, disk, how busy it is, and what it prints while it works.
 
 The GPUs are asked of their driver, without importing torch, which comes in only where a device is to be used. First used in notebook 10.
 """
 
+import contextlib
+import io
+import logging
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -115,6 +120,40 @@ def host_memory():
     return total, free
 
 
+@contextlib.contextmanager
+def quiet(keep_stderr=False):
+    """Hide what the libraries print on import and while loading; progress bars (stderr) stay with ``keep_stderr``."""
+    for name in ("torchao", "torch.utils._pytree", "gptqmodel", "transformers", "optimum"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        with contextlib.nullcontext() if keep_stderr else contextlib.redirect_stderr(io.StringIO()):
+            yield
+
+
+@contextlib.contextmanager
+def waiting(what, patience=2):
+    """Show, from ``patience`` seconds on, that silent work goes on: ``what`` with the time that has passed, in a line of its own."""
+    done = threading.Event()
+
+    def show():
+        if done.wait(patience):
+            return
+        from tqdm.auto import tqdm
+
+        with tqdm(desc=what, bar_format="{desc}: {elapsed}") as line:
+            while not done.wait(1):
+                line.refresh()
+
+    watcher = threading.Thread(target=show, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
 def disk(folder):
     """Free bytes on the disk of ``folder``, which need not exist yet."""
     folder = Path(folder)
@@ -192,8 +231,6 @@ def peak(device, function):
 
     On the host a thread reads the resident set every two milliseconds, which slows what runs beside it: never time the same call.
     """
-    import threading
-
     import torch
 
     if device.startswith("cuda"):
@@ -228,9 +265,12 @@ def free_memory(device):
     return host_memory()[1]
 
 
-def out_of_memory(error, device, doing):
-    """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None."""
-    said = str(error)
+def out_of_memory(error, device, doing, report=""):
+    """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None.
+
+    report: what a library wrote into its log instead of the error.
+    """
+    said = f"{error}\n{report}"
     signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
     if not isinstance(error, MemoryError) and not any(sign in said for sign in signs):
         return None

@@ -13,9 +13,10 @@ from datetime import datetime, timezone
 from math import exp, inf, sqrt
 from pathlib import Path
 
-from helpers import ROOT, loading, machine, plots
+from helpers import ROOT, machine, plots
 from helpers.errors import PromptError
 from helpers.ledger import PACKAGES
+from helpers.loading.memory import hollow
 from helpers.models import files
 from helpers.models.catalogue import LINEARS, LLAMA_2, STEPS, VARIANTS
 from helpers.models.choose import TIERS, get_step
@@ -66,7 +67,7 @@ def batches(model, encoded):
             if problem is None:
                 raise
         if problem:  # raised here, where the failed call's variables are gone
-            loading.hollow(model)
+            hollow(model)
             raise problem
         scored = mask[:, 1:].bool()
         yield logits[scored], ids[:, 1:][scored]

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
-from helpers import ROOT, loading, machine
+from helpers import ROOT, machine
 from helpers.errors import PromptError, TokenCountError
+from helpers.loading.memory import hollow
 
 PROMPT, NEW_TOKENS = map(json.loads((ROOT / "data" / "article.json").read_text(encoding="utf-8")).get, ("prompt", "new_tokens"))
 WARMUPS, REPEATS = 2, 5
@@ -181,7 +182,7 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
         if problem is None:
             raise
     if problem:  # raised here, where the failed call's variables are gone
-        loading.hollow(model)
+        hollow(model)
         raise problem
     end = time.perf_counter()
     user_end, system_end = machine.cpu_times()

@@ -23,15 +23,15 @@ import pytest
 import torch
 
 from helpers import ROOT, ledger, loading, machine, setup, timing
-from helpers.benchmark.process import ProcessError
 from helpers.engines import old_stack, timed
 from helpers.engines.old_stack import Environment
 from helpers.errors import CheckpointError, NotEnoughMemoryError, PackagesError, PromptError
 from helpers.models import catalogue, choose
+from helpers.process import ProcessError
 
 PROGRAM = """
 import os, signal, sys
-from helpers.benchmark import process
+from helpers import process
 from helpers.errors import PromptError
 
 def work(job):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, benchmark, ledger, limits, machine, timing
+from helpers import ROOT, benchmark, ledger, limits, machine, process, timing
 from helpers.article import breakdown
-from helpers.benchmark import __main__, job, process
+from helpers.benchmark import __main__, job
 from helpers.errors import CheckpointError, CourseError, UnknownStepError
 from helpers.models import catalogue, choose
 from helpers.timing import PROMPT

@@ -15,7 +15,7 @@ CHAIN = (  # (what changes, the step after it, which of its calls): one thing at
     ("bfloat16 in place of float16", "2", "warm_wall_s"),
     ("back to float16", "fp16 again", "warm_wall_s"),
     ("4 bits, plain kernel", "gptq-torch", "warm_wall_s"),
-    ("4 bits, ExLlamaV2 kernel", "gptq-exllama_v2", "warm_wall_s"),
+    ("4 bits, Triton kernel", "gptq-triton", "warm_wall_s"),
     ("4 bits, the kernel of step 3", "3", "warm_wall_s"),
     ("larger model", "4", "warm_wall_s"),
     ("start-up of step 4", "4", "wall_s"),
@@ -79,7 +79,7 @@ def changes(rows):
     """Return [(what changes, seconds before, seconds after)] from the first call of step 1 to the first call of step 4.
 
     Each changes one thing and their differences add up to the whole. after is None where that step was not measured here: then the
-    next change includes it. [] without steps 1 and 4.
+    next change includes it. A kernel that step 3 itself has is no change and is left out. [] without steps 1 and 4.
     """
     return changes_of(by_step(rows))
 
@@ -94,6 +94,8 @@ def changes_of(found):
         if key == "fp16 again" and not back:
             continue
         row = found.get(key.removesuffix(" again"))
+        if key.startswith("gptq-") and row and "3" in found and row["layer_class"] == found["3"]["layer_class"]:
+            continue
         parts.append((what, level, row[call] if row else None))
         level = row[call] if row else level
     return parts

@@ -12,8 +12,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from helpers import ledger, limits, machine, plots, setup
-from helpers.benchmark import process
+from helpers import kernels, ledger, limits, machine, plots, process, setup
 from helpers.benchmark.job import Job
 from helpers.errors import CourseError, PromptError, TokenCountError, UnknownStepError
 from helpers.models import choose, hub
@@ -103,8 +102,10 @@ def _in_a_process(job):
         step = job.step()
         if not step.is_folder:
             if machine.gpu_count() < 2:  # said before gigabytes are fetched for nothing
-                choose.check_memory(step.bytes, job.device)
+                choose.check_step(step, machine.get_device(job.device))
             hub.fetch(step)
+        if step.format == "gptq" and (device := machine.get_device(job.device)) != "cpu":  # compiled here, where it can be seen
+            kernels.prepare(step, device)
         return process.call("helpers.benchmark.job.measure", asdict(job), f"The process of {job.key}"), ""
     except CourseError as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # a download that the reader stopped: stop it all

@@ -1,7 +1,7 @@
 """How does the article's own stack do today? auto-gptq with the transformers and torch of early 2024, in an environment of its own.
 
 uv builds the environment; nothing is shared with the calling Python, not its version, not a package. ``environment`` and ``ask`` are called
-from today's Python; ``work`` is called by the other one (benchmark.process), and measures with the same code as everywhere in this course,
+from today's Python; ``work`` is called by the other one (``process``), and measures with the same code as everywhere in this course,
 ``timing``. First used in notebook 13.
 """
 
@@ -17,8 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from helpers import ROOT, loading, machine, setup, timing
-from helpers.benchmark import process
+from helpers import ROOT, loading, machine, process, setup, timing
 from helpers.engines import timed
 from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError, PackagesError
 from helpers.models import choose, files

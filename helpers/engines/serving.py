@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
-from helpers import ROOT, machine, setup
+from helpers import ROOT, kernels, machine, setup
 from helpers.engines import llamacpp as engine
 from helpers.engines.clients import Endpoint
 from helpers.errors import CourseError, UnknownFormatError
@@ -31,6 +31,8 @@ from helpers.models.catalogue import read_json
 
 HOST = "127.0.0.1"
 PACKAGES = ("transformers", "torch", "xllamacpp", "openai", "fastapi", "uvicorn")
+PATIENCE = 180  # seconds for a server to become healthy
+KERNEL = "COURSE_GPTQ_KERNEL"  # tells the server's process which kernel was made ready
 PAGE = 256  # tokens in one block of transformers' paged KV cache
 
 
@@ -115,11 +117,12 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
         options += ["--continuous-batching", "--cb-num-blocks", str(blocks), "--cb-max-batch-tokens", "512"]
     ends = config["eos_token_id"] if isinstance(config["eos_token_id"], list) else [config["eos_token_id"]]
     no_end = json.dumps({"suppress_tokens": ends, "pad_token_id": ends[0], "bos_token_id": config["bos_token_id"]})
-    name, patience = f"transformers, {'continuous batching' if continuous else 'one at a time'}", 180
+    name, kernel = f"transformers, {'continuous batching' if continuous else 'one at a time'}", {}
     if step.format == "gptq" and device != "cpu":
-        print("The first time on a machine gptqmodel compiles a GPU kernel: then the server needs some minutes.", flush=True)
-        patience = 1800
-    return _start(name, ["transformers", "serve", checkpoint], options, port, checkpoint, {"generation_config": no_end}, patience)
+        found = kernels.prepare(step, device)  # compiled before the server starts, where it can be seen
+        print(f"GPTQ kernel of the server: {found.sentence}.", flush=True)
+        kernel = {KERNEL: found.kernel}
+    return _start(name, ["transformers", "serve", checkpoint], options, port, checkpoint, {"generation_config": no_end}, kernel)
 
 
 def llamacpp(path, readers=32, tokens=PAGE, port=None, threads=None, **settings):
@@ -143,8 +146,11 @@ def healthy(url, timeout=2):
         return False
 
 
-def _start(name, what, options, port, model, no_end, patience=180):
-    """Start the process ``what`` + ``options`` on ``port`` (None: a free one) and wait until it is healthy. no_end: the request's fields for "no end of text"."""
+def _start(name, what, options, port, model, no_end, variables=None):
+    """Start the process ``what`` + ``options`` on ``port`` (None: a free one) and wait until it is healthy.
+
+    no_end: the request's fields for "no end of text". variables: of its environment.
+    """
     port = _free(port)
     log = setup.results_dir() / "logs" / f"server-{re.sub('[^a-z0-9]+', '-', name.lower())}-{port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -154,15 +160,16 @@ def _start(name, what, options, port, model, no_end, patience=180):
     started = time.perf_counter()
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=waits | os.environ | quiet, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=waits | os.environ | quiet | (variables or {}),
+            start_new_session=True,
         )
     server = Server(name, Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:])
     atexit.register(server.stop)
     try:
         while not healthy(server.url):
             server.check()
-            if time.perf_counter() - started > patience:
-                raise ServerError(f"{name} is not healthy after {patience} s. Its last words: {server.last_words().rstrip('.')}. All of it: {os.path.relpath(log)}.")
+            if time.perf_counter() - started > PATIENCE:
+                raise ServerError(f"{name} is not healthy after {PATIENCE} s. Its last words: {server.last_words().rstrip('.')}. All of it: {os.path.relpath(log)}.")
             time.sleep(0.1)
         server.check()  # who answered was not another program on that port
     except BaseException:  # an interrupt too
@@ -199,6 +206,8 @@ def main(arguments):
         _end_with_notebook()
         from transformers.cli.transformers import main as command
 
+        if os.environ.get(KERNEL):
+            kernels.pin(os.environ[KERNEL])
         sys.argv = arguments
         return command()
     _, path, _, host, _, port, settings = arguments

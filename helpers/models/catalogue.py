@@ -94,6 +94,14 @@ class Shape:
         raise UnknownFormatError(f"There is no format {format!r}: choose one of {', '.join(FORMATS)}.")
 
     @property
+    def exllama_bytes(self):
+        """Bytes of the scratch space that ExLlamaV2 keeps beside the weights, 4 a token and output of the widest layer, for 8 x 2048 tokens.
+
+        And that layer's weights in float16 (gptqmodel's ExllamaV2Linear.scratch_space_fixed): 812 MB for Llama-2 7B, 1,048 MB for 13B.
+        """
+        return max(2 * n * m + 4 * m * 8 * 2048 for n, m in self.linears()) + 256
+
+    @property
     def kv_bytes_per_token(self):
         """Bytes of keys and values that the cache keeps for one token, in 16 bits: 2 for each layer, each as wide as the model."""
         return 2 * self.num_hidden_layers * self.hidden_size * 2
@@ -141,7 +149,7 @@ class Step:
     loading.load_arguments). hub, embedded: the step's checkpoint on these tiers. tier: the chosen one of choose.TIERS, or "own" for
     another checkpoint of the reader's. checkpoint: the Hub id or folder that is loaded. note: why it is this one, in a sentence, where
     that needs saying. detail: what a variant changes, in words. threshold: from which size on LLM.int8() computes an input in 16 bits
-    (0: none). kernel: gptqmodel's name of the kernel that is asked for, "" for its own choice.
+    (0: none). kernel: gptqmodel's name of the kernel that is asked for, "" for the course's choice (``kernels``).
     """
 
     number: int

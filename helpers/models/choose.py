@@ -16,10 +16,10 @@ from pathlib import Path
 from helpers import machine
 from helpers.errors import CheckpointError, NotEnoughMemoryError, UnknownStepError, UnknownTierError
 from helpers.models import files, hub, synthetic
-from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shape, Step
+from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shape, Step, read_json
 
 TIERS = ("embedded", "hub", "synthetic")
-OVERHEAD = 0.8e9  # estimate of the bytes beside the weights: CUDA context, KV cache and activations of one short prompt
+OVERHEAD = 0.8e9  # estimate of the bytes beside the weights on one device: CUDA context, KV cache and activations of one short prompt
 
 
 def choose_tier(requested=None):
@@ -44,23 +44,32 @@ def _why_not_hub():
         return f"today's PyTorch cannot use this GPU ({machine.unusable_gpu()})"
     if not found:
         return "this machine has no CUDA GPU"
-    need, have = max(LLAMA_2[s.model].weight_bytes(s.format) for s in STEPS.values()), [gpu.total for gpu in found]
-    if not spread(need, have):
-        return f"the four steps need {(need + OVERHEAD) / 1e9:.1f} GB of GPU memory and there are {sum(have) / 1e9:.1f} GB"
+    have = [gpu.total for gpu in found]
+    for shape, format in sorted({(LLAMA_2[s.model], s.format) for s in STEPS.values()}, key=lambda pair: -pair[0].weight_bytes(pair[1])):
+        need, beside = shape.weight_bytes(format), beside_weights(shape, format)
+        if not spread(need, have, beside):
+            return f"the four steps need {(need + beside) / 1e9:.1f} GB of GPU memory and there are {sum(have) / 1e9:.1f} GB"
     try:
         return hub.silence(STEPS[4].hub)
     except hub.OUR_MISTAKES as error:  # whatever goes wrong here, the embedded tier still works
         return hub.why(error, STEPS[4].hub)
 
 
-def spread(weights, free):
+def beside_weights(shape, format):
+    """Estimate of the bytes that each GPU needs beside the weights: OVERHEAD, and for GPTQ the scratch space of its kernel."""
+    return OVERHEAD + (shape.exllama_bytes if format == "gptq" else 0)
+
+
+def spread(weights, free, beside=OVERHEAD):
     """Return the fewest GPUs (list of indices) that hold ``weights`` bytes, the first ones first; free: bytes free on each GPU.
+
+    beside: bytes that each of them needs besides.
 
     The first GPU alone where it is large enough; [] if all together are too small. Of several, a tenth stays empty: layers are not
     divided (and bitsandbytes leaves as much).
     """
     for count in range(1, len(free) + 1):
-        if weights <= (free[0] - OVERHEAD if count == 1 else 0.9 * sum(f - OVERHEAD for f in free[:count])):
+        if weights <= (free[0] - beside if count == 1 else 0.9 * sum(f - beside for f in free[:count])):
             return list(range(count))
     return []
 
@@ -88,6 +97,11 @@ class Chosen(Step):
     def shape(self):
         """Shape of the checkpoint that is loaded, from its config.json."""
         return Shape.from_config(self.folder)
+
+    @property
+    def quantization(self):
+        """The checkpoint's own quantization_config (a dict: bits, group_size, …); {} if it is not quantised."""
+        return read_json(self.folder, "config.json").get("quantization_config") or {}
 
     @property
     def bytes(self):
@@ -160,13 +174,18 @@ def describe(step):
     return pd.Series(rows, name="this step").to_frame()
 
 
-def check_memory(weights, device=None):
-    """Raise NotEnoughMemoryError if ``weights`` bytes and the overhead that comes with them are more than is free on ``device``.
+def check_step(step, device):
+    """Raise NotEnoughMemoryError if ``step``'s weights, and what its kernel needs beside them, do not fit on ``device``."""
+    check_memory(step.bytes, device, beside_weights(step.shape, step.format) if device.startswith("cuda") else OVERHEAD)
+
+
+def check_memory(weights, device=None, beside=OVERHEAD):
+    """Raise NotEnoughMemoryError if ``weights`` bytes and ``beside``, what comes with them, are more than is free on ``device``.
 
     device: as for machine.get_device. Raises DeviceError if this machine has not got it.
     """
     device = machine.get_device(device)
-    need, free = weights + OVERHEAD, machine.free_memory(device)
+    need, free = weights + beside, machine.free_memory(device)
     if need > free:
         raise NotEnoughMemoryError(
             f"This step needs about {need / 1e9:.1f} GB on {device} and {free / 1e9:.1f} GB are free: release other models or restart"
@@ -223,8 +242,9 @@ def machine_table(found):
 def step_table(found, context=512):
     """Return what each step needs and whether it fits (pandas.DataFrame, one line a step). context: tokens of prompt and answer.
 
-    Weights: exact bytes, from the shape. KV cache: 2 (keys and values) x layers x width x 2 bytes a token. Other: OVERHEAD, an
-    upper estimate that no measurement on this machine backs. Without a GPU, the host's memory is what there is.
+    Weights: exact bytes, from the shape. KV cache: 2 (keys and values) x layers x width x 2 bytes a token. Other: beside_weights,
+    an upper estimate that no measurement on this machine backs; for GPTQ it holds ExLlamaV2's scratch space. Without a GPU, the host's
+    memory is what there is.
     """
     import pandas as pd
 
@@ -234,8 +254,9 @@ def step_table(found, context=512):
         shape = LLAMA_2[step.model]
         weights, cache = shape.weight_bytes(step.format), context * shape.kv_bytes_per_token
         download = shape.weight_bytes("bf16" if step.format == "int8" else step.format)
-        shared = spread(weights + cache, [gpu.free for gpu in gpus]) or [0]
-        need = weights + cache + len(shared) * OVERHEAD
+        beside = beside_weights(shape, step.format) if gpus else OVERHEAD
+        shared = spread(weights + cache, [gpu.free for gpu in gpus], beside) or [0]
+        need = weights + cache + len(shared) * beside
         free = sum(gpus[n].free for n in shared) if gpus else found["free"]
         fits = verdict(need, free)
         disk = verdict(download, found["disk"])
@@ -243,7 +264,7 @@ def step_table(found, context=512):
         lines[f"{number}: {step.title}"] = {
             "weights": f"{weights:,}",
             f"KV cache ({context:,} tokens)": _gb(cache),
-            "other (estimate)": _gb(len(shared) * OVERHEAD),
+            "other (estimate)": _gb(len(shared) * beside),
             "needed": _gb(need),
             "free": f"{_gb(free)} ({'GPU' if len(shared) == 1 else f'{len(shared)} GPUs'})" if gpus else f"{_gb(free)} (host)",
             "verdict": fits,

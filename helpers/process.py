@@ -1,6 +1,7 @@
 """How is a function called in a process of its own? It gets one job and gives one answer; nothing else is shared.
 
-The process may be of another Python, with other packages: then not even the versions are shared. First used in notebook 13.
+The process may be of another Python, with other packages: then not even the versions are shared. First used in notebook 06, by the
+benchmark.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ def call(function, job, name="", python=sys.executable, variables=None, timeout=
     job, answer: what JSON can hold. name: of the process in sentences. variables: its environment, by default this one's. Raises the
     CourseError that the function raises, or ProcessError if the process dies or gives no answer within ``timeout`` seconds.
     """
-    name, program = name or function, f"from helpers.benchmark import process; process.reply({function!r})"
+    name, program = name or function, f"from helpers import process; process.reply({function!r})"
     process = subprocess.Popen(
         [python, "-c", program, json.dumps(job)], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

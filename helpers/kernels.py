@@ -1,0 +1,292 @@
+"""Which kernel multiplies with a GPTQ checkpoint's integers on this machine, and is it ready?
+
+Left to itself, gptqmodel 7.6 takes Marlin on every GPU from compute capability 7.5 on. It is compiled for minutes while the model loads,
+and for a T4 (7.5) it cannot be compiled at all: half of its sources is left out below 8.0 (gptqmodel_ext/marlin/dequant.h), and loading
+fails. So on a GPU the course asks for a kernel by name, the fastest that is ready within a minute, and goes on to the next one if it fails:
+
+exllama_v2  compiled once on a machine, 26 s for a T4 on two cores; dequantises inside of the product
+triton      nothing to compile beforehand; dequantises, then multiplies
+torch       the same in plain PyTorch
+
+Marlin is taken only where somebody asks for it. On a CPU gptqmodel's own choice (TorchAtenLinear) is right. First used in notebook 03.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import weakref
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from helpers import machine, process
+from helpers.errors import DeviceError
+from helpers.models import files
+
+ORDER = ("exllama_v2", "triton", "torch")  # on a GPU: the fastest first
+NAMES = {"exllama_v2": "ExLlamaV2", "triton": "Triton", "torch": "plain PyTorch", "marlin": "Marlin", "torch_aten": "ATen's CPU kernel"}
+COMPILED = {"exllama_v2": ("exllamav2", "half a minute to a minute on two cores"), "marlin": ("marlin_fp16", "ten minutes or more on two cores")}
+MARLIN_CAPABILITY = (8, 0)
+_used = weakref.WeakKeyDictionary()  # model: sentence on the kernel that it was loaded with
+
+
+@dataclass
+class Plan:
+    """Which kernels to try, gptqmodel's names, the best first ("" is its own choice), and {kernel: why not} for those left out."""
+
+    kernels: list
+    left_out: dict = field(default_factory=dict)
+
+    @property
+    def kernel(self):
+        """The kernel to try now."""
+        return self.kernels[0]
+
+    def fail(self, why):
+        """Leave the kernel that was tried out, because of ``why`` (a clause), and go on to the next. Raises DeviceError if there is none."""
+        self.left_out[self.kernels.pop(0)] = why
+        if not self.kernels:
+            raise DeviceError(f"No kernel for this GPTQ checkpoint works here: {_reasons(self.left_out)}. Set TIER=embedded, or take a step in another format.")
+
+    @property
+    def sentence(self):
+        """Which kernel it is, and why not a faster one."""
+        name = NAMES.get(self.kernel, self.kernel) if self.kernel else "gptqmodel's own choice on a CPU"
+        faster = {kernel: why for kernel, why in self.left_out.items() if self.kernel in ORDER and ORDER.index(kernel) < ORDER.index(self.kernel)}
+        return f"{name} ({_reasons(faster)})" if faster else name
+
+
+def _reasons(left_out):
+    """Why kernels were left out, in clauses."""
+    return "; ".join(f"not {NAMES[kernel]}, because {why}" for kernel, why in left_out.items())
+
+
+def library():
+    """Import gptqmodel and return it: without its banner, and without its settings for the memory of all of torch.
+
+    It sets PYTORCH_ALLOC_CONF at import (gptqmodel/models/auto.py), which would give the GPTQ steps another allocator than the steps that
+    they are compared with.
+    """
+    ours = "gptqmodel" not in sys.modules and "PYTORCH_ALLOC_CONF" not in os.environ
+    if ours:
+        os.environ["PYTORCH_ALLOC_CONF"] = "backend:native"  # torch's default, in words; torch reads it at its first CUDA call
+    try:
+        with machine.quiet():
+            import gptqmodel
+    finally:
+        if ours:
+            del os.environ["PYTORCH_ALLOC_CONF"]
+    return gptqmodel
+
+
+def plan(settings, capability=None, asked=""):
+    """Return the Plan for a checkpoint with ``settings`` (its quantization_config) on a GPU of ``capability``, on the CPU if that is None.
+
+    asked: gptqmodel's name of the kernel that the reader wants, and no other. Nothing is compiled here. Raises DeviceError, a sentence, if
+    the kernel that was asked for cannot work here, or if none can.
+    """
+    if capability is None:
+        if asked in ("triton", *COMPILED):
+            raise DeviceError(f"{NAMES[asked]} is a kernel for CUDA GPUs, and this step would run on the CPU: leave it out, or take gptq-torch.")
+        return Plan([asked])
+    found = Plan([], {})
+    for kernel in (asked,) if asked else ORDER:
+        if why := _unsupported(kernel, settings, capability) or _cannot_be_compiled(kernel):
+            found.left_out[kernel] = why
+        else:
+            found.kernels.append(kernel)
+    if asked and found.left_out:
+        raise DeviceError(f"{NAMES[asked]} cannot be used here: {found.left_out[asked]}. Leave it out, or take step 3: the course then chooses a kernel that can.")
+    if not found.kernels:
+        raise DeviceError(f"No kernel can read this GPTQ checkpoint on this GPU: {_reasons(found.left_out)}. Take another checkpoint of the model, or load it on the CPU.")
+    return found
+
+
+def plan_for(step, device, asked=None):
+    """Return the Plan for ``step`` (a GPTQ step) on ``device``; with several GPUs ("cuda:0", "cuda:1"), for the oldest of them."""
+    devices = [device] if isinstance(device, str) else list(device)
+    capability = None
+    if devices[0].startswith("cuda"):
+        import torch
+
+        capability = min(torch.cuda.get_device_capability(each) for each in devices)
+    return plan(step.quantization, capability, step.kernel if asked is None else asked)
+
+
+def _unsupported(kernel, settings, capability):
+    """Why ``kernel`` cannot read such a checkpoint on such a GPU, or "": as the library's own classes declare it."""
+    if kernel == "marlin" and capability < MARLIN_CAPABILITY:
+        return f"it cannot be compiled for compute capability {'.'.join(map(str, capability))}; it needs {'.'.join(map(str, MARLIN_CAPABILITY))} or newer"
+    library()
+    from gptqmodel.quantization import FORMAT, METHOD
+    from gptqmodel.utils.backend import BACKEND
+    from gptqmodel.utils.importer import get_kernel_for_backend
+
+    try:
+        layer = get_kernel_for_backend(BACKEND(f"gptq_{kernel}"), METHOD.GPTQ, FORMAT(settings.get("checkpoint_format") or "gptq"))
+    except ValueError:
+        return f"it does not know the layout {settings['checkpoint_format']!r}"
+    bits, group = settings.get("bits", 4), settings.get("group_size", 128)
+    if bits not in layer.SUPPORTS_BITS:
+        return f"it knows {' and '.join(map(str, layer.SUPPORTS_BITS))} bits, and the checkpoint has {bits}"
+    if group not in layer.SUPPORTS_GROUP_SIZE:
+        return f"it does not know groups of {group}"
+    if bool(settings.get("sym", True)) not in layer.SUPPORTS_SYM or bool(settings.get("desc_act")) not in layer.SUPPORTS_DESC_ACT:
+        return "it does not know this checkpoint's zero points or order of columns"
+    if "cpu" in [str(getattr(each, "value", each)) for each in layer.SUPPORTS_DEVICES] and len(layer.SUPPORTS_DEVICES) == 1:
+        return "it is a kernel for CPUs"
+    return ""
+
+
+def _cannot_be_compiled(kernel):
+    """Which tool is missing to compile ``kernel``, in a clause; "" if it is all here, or nothing has to be compiled."""
+    if kernel == "triton":
+        import importlib.util
+
+        return "" if importlib.util.find_spec("triton") else "the package triton is missing"
+    if kernel not in COMPILED or missing_tools() == []:
+        return ""
+    return f"it has to be compiled and {' and '.join(missing_tools())} cannot be found"
+
+
+def missing_tools():
+    """Return what a CUDA extension needs to be compiled and is not here (list of str). Puts this Python's own ninja on the PATH.
+
+    torch calls plain ``ninja`` (torch.utils.cpp_extension), which an environment that was not activated does not have on its PATH.
+    """
+    beside = sysconfig.get_path("scripts")
+    if beside not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), beside]))  # at the end: what is there stays first
+    found = {"ninja": shutil.which("ninja"), "a C++ compiler (g++)": shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")}
+    found["nvcc (the CUDA compiler)"] = _nvcc()
+    found["Python.h (Debian: python3-dev)"] = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+    return [name for name, there in found.items() if not there]
+
+
+def _nvcc():
+    """Whether the CUDA compiler is where torch will look for it."""
+    from torch.utils import cpp_extension
+
+    home = cpp_extension.CUDA_HOME  # from CUDA_HOME, CUDA_PATH, or nvcc on the PATH, when torch.utils.cpp_extension was imported
+    return bool(home) and any((Path(home) / "bin" / name).is_file() for name in ("nvcc", "nvcc.exe"))
+
+
+def make_ready(kernel):
+    """Compile ``kernel`` if this machine has not done so before, and say how long it takes; return "", or why it failed (a clause)."""
+    if kernel not in COMPILED:
+        return ""
+    extension, usually = COMPILED[kernel]
+    library()
+    from gptqmodel import extension as extensions
+
+    _bring_kept(extension)
+    try:
+        with machine.waiting(f"Compiling the GPU kernel {NAMES[kernel]}, once on this machine, usually {usually}"), machine.quiet(keep_stderr=True):
+            extensions.load(name=extension)
+    except Exception as error:  # whatever a build can raise: the next kernel takes over
+        return f"its compilation failed ({_what_failed(str(error))})"
+    _keep(extension)
+    return ""
+
+
+def _what_failed(log):
+    """The compiler's own words in ``log``, in one line: its first error, else the build's first line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for line in lines:
+        if re.search(r"\b(fatal )?error\b\s*(:|#|C\d)", line, flags=re.I) and not line.startswith(("-", "Extension load failed")):
+            return line[:300]
+    said = next((line for line in lines if not line.startswith("Extension load failed")), "no reason given")
+    return said.split(" | ")[0].removeprefix("- ")[:300]
+
+
+def _cache(extension):
+    """The library's folder of builds of ``extension``."""
+    from gptqmodel.utils.cpp import default_torch_ops_build_root
+
+    return default_torch_ops_build_root(extension)
+
+
+def _bring_kept(extension):
+    """Copy builds of ``extension`` from the folder KERNELS_DIR, if it is set, to where the library looks for them."""
+    kept = os.environ.get("KERNELS_DIR")
+    if kept:
+        _copy(Path(kept) / extension, _cache(extension))
+
+
+def _keep(extension):
+    """Copy the builds of ``extension`` to KERNELS_DIR, if it is set; a folder that cannot be written (a Kaggle data set) is left as it is."""
+    kept = os.environ.get("KERNELS_DIR")
+    if kept:
+        try:
+            _copy(_cache(extension), Path(kept) / extension)
+        except OSError as error:
+            print(f"The compiled kernel could not be kept in KERNELS_DIR={kept} ({error.strerror}); it works all the same, and is compiled again on the next machine.")
+
+
+def _copy(source, target):
+    """Copy the compiled libraries below ``source`` that ``target`` lacks; each appears there whole."""
+    for path in sorted(source.glob("*/*.so")) + sorted(source.glob("*/*.pyd")):
+        copy = target / path.relative_to(source)
+        if not copy.exists():
+            with files.whole(copy) as part:
+                shutil.copyfile(path, part)
+
+
+def remember(model, found):
+    """Note that ``model`` was loaded by the Plan ``found``, and return the sentence of ``used``: the class of its layers comes first."""
+    layer = next((type(part).__name__ for part in model.modules() if type(part).__module__.startswith("gptqmodel.")), "no GPTQ layer")
+    _used[model] = f"{layer}: {found.sentence}"
+    return _used[model]
+
+
+def used(model):
+    """Return the sentence that says which GPTQ kernel computes ``model`` and why not a faster one; "" for other formats."""
+    return _used.get(model, "")
+
+
+def prepare(step, device):
+    """Make the GPTQ kernel of ``step`` ready in a process of its own, which gives the GPU back, and return its Plan.
+
+    For models that another process will load, whose messages nobody would see: the time that compiling takes is shown here. The reply is
+    kept, so that it is asked for once. Raises DeviceError as ``plan`` does.
+    """
+    return _prepare(json.dumps(step.quantization, sort_keys=True), device, step.kernel)
+
+
+@lru_cache(maxsize=16)
+def _prepare(settings, device, asked):
+    job = {"settings": json.loads(settings), "device": device, "asked": asked}
+    with machine.waiting("Making the GPU kernel for GPTQ ready; where it has to be compiled, half a minute to a minute, once on this machine"):
+        try:
+            return Plan(**process.call("helpers.kernels.plan_and_ready", job))
+        except process.ProcessError as error:
+            raise DeviceError(f"The kernel for GPTQ could not be made ready: its process failed ({error}) Or set TIER=embedded.") from None
+
+
+def ready(found, say=print):
+    """Make the first kernel of the Plan ``found`` that can be made ready its ``kernel``; each one that fails is said."""
+    while why := make_ready(found.kernel):
+        say(f"{NAMES[found.kernel]}: {why}.")
+        found.fail(why)
+    return found
+
+
+def pin(kernel):
+    """Leave only ``kernel`` in gptqmodel's automatic choice in this process: for a program, as ``transformers serve``, that takes no name."""
+    library()
+    from gptqmodel.quantization import METHOD
+    from gptqmodel.utils import importer
+
+    for choices in importer.AUTO_BACKEND_KERNEL_MAPPING[METHOD.GPTQ].values():
+        for backend in [each for each in choices if each.value != f"gptq_{kernel}"]:
+            del choices[backend]
+
+
+def plan_and_ready(job):
+    """The work of ``prepare``'s process: return the Plan (a dict) for ``job``, its first kernel made ready."""
+    import torch
+
+    return asdict(ready(plan(job["settings"], torch.cuda.get_device_capability(job["device"]), job["asked"])))

@@ -1,0 +1,289 @@
+"""Load a step's model, look into a layer, free the memory again. First used in notebook 01."""
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import traceback
+import weakref
+from pathlib import Path
+
+from helpers import kernels, machine
+from helpers.errors import CheckpointError, DeviceError, KernelError, NotEnoughMemoryError
+from helpers.loading.memory import forget, free_caches, giving_back, holders
+from helpers.machine import quiet
+from helpers.models import choose, files, hub
+
+_loaded = {}  # of the model loaded last: weak references to its parts, its device, and the memory in use after it was loaded
+
+
+def load_arguments(step, device=None):
+    """Return the keyword arguments of ``AutoModelForCausalLM.from_pretrained`` for ``step``, the checkpoint's name included.
+
+    The article's arguments, with these differences: 8-bit is asked for with a BitsAndBytesConfig (``load_in_8bit=`` has left
+    transformers); GPTQ's activations are bfloat16 on a CPU, where float16 arithmetic is slow; GPTQ's kernel on a GPU is named
+    (``kernels``); only safetensors files are read; and the device is named in full. Where no ``device`` is asked for and the first GPU
+    is too small, as many GPUs as it needs share the model. Raises DeviceError if ``device`` is not there, or a kernel that was asked for
+    cannot work on it.
+    """
+    return _arguments(step, device)[0]
+
+
+def _arguments(step, device=None):
+    """(arguments, plan): as ``load_arguments``, and the Plan of a GPTQ step's kernels; None for other formats."""
+    import torch
+
+    free = [] if device is not None else [torch.cuda.mem_get_info(n)[0] for n in range(machine.gpu_count())]
+    beside = choose.beside_weights(step.shape, step.format) if free else choose.OVERHEAD
+    shared = choose.spread(step.bytes, free, beside) if len(free) > 1 else []
+    device = machine.get_device(device)
+    dtype = step.dtype if device != "cpu" or step.format != "gptq" else "bfloat16"
+    plan = kernels.plan_for(step, [f"cuda:{n}" for n in shared] or device) if step.format == "gptq" else None
+    arguments = {"pretrained_model_name_or_path": step.checkpoint}
+    if settings := _quantisation(step, plan):
+        import transformers
+
+        arguments["quantization_config"] = getattr(transformers, settings[0])(**settings[1])
+    arguments |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
+    if len(shared) > 1:
+        arguments |= {"device_map": "sequential", "max_memory": {n: int(free[n] - beside) for n in shared}}
+    if not step.is_folder:
+        arguments |= {"revision": step.revision, "local_files_only": True}  # ``load`` has fetched the files before
+    return arguments, plan
+
+
+def _quantisation(step, plan):
+    """(class, arguments) of the quantization_config that ``step`` is loaded with; None where the checkpoint's own is enough, or none.
+
+    A checkpoint's own bits and groups are kept by transformers: of a GPTQConfig only the kernel counts.
+    """
+    if step.format == "int8":
+        return "BitsAndBytesConfig", {"load_in_8bit": True} | ({} if step.threshold == 6.0 else {"llm_int8_threshold": step.threshold})
+    if step.format == "nf4":
+        return "BitsAndBytesConfig", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": step.dtype}
+    if plan is None or not plan.kernel:
+        return None
+    return "GPTQConfig", {"bits": step.quantization.get("bits", 4), "backend": f"gptq_{plan.kernel}"}
+
+
+def show_call(step, device=None):
+    """Print the transformers call that ``load`` makes for ``step``, as one would type it."""
+    arguments, plan = _arguments(step, device)
+    print("AutoModelForCausalLM.from_pretrained(")
+    for name, value in arguments.items():
+        if name == "pretrained_model_name_or_path":
+            value = os.path.relpath(value) if step.is_folder else value
+            print(f"    {value!r},")
+        elif name == "quantization_config":
+            kind, settings = _quantisation(step, plan)
+            print(f"    {name}={kind}({', '.join(f'{key}={setting!r}' for key, setting in settings.items())}),")
+        else:
+            print(f"    {name}={value!r},")
+    print(")")
+
+
+def load(step, device=None):
+    """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, and print the memory before and after.
+
+    Where a GPTQ kernel fails on a GPU, the next one takes its place; which one it is, and why, is printed too.
+    Returns (model, tokenizer). Raises DeviceError, CheckpointError (a folder is checked before its weights are read) or
+    NotEnoughMemoryError (before anything large is fetched or read). "Before" is after the libraries were imported, so that the
+    difference is the model's.
+    """
+    arguments, plan = _arguments(step, device)
+    device = _first_device(arguments)
+    if step.is_folder:
+        files.check_folder(step.checkpoint, step.format)
+    if "max_memory" not in arguments:
+        choose.check_step(step, device)
+    if not step.is_folder:
+        hub.fetch(step)
+    with quiet():
+        import transformers.modeling_utils  # noqa: F401
+
+        if step.format in ("int8", "nf4"):
+            import bitsandbytes  # noqa: F401
+    if step.format == "gptq":
+        kernels.library()  # transformers imports it too, with a banner of a page
+    # The imports above leave exceptions behind, which keep this function's variables for ever: the model must not be one of them.
+    before = machine.in_use(device)
+    if plan is None or not plan.kernel:
+        return _load(step, arguments, before, plan)
+    import transformers
+
+    while True:
+        kernels.ready(plan)
+        kind, settings = _quantisation(step, plan)
+        arguments["quantization_config"] = getattr(transformers, kind)(**settings)
+        try:
+            return _load(step, arguments, before, plan)
+        except KernelError as error:
+            problem = str(error)
+        print(f"{problem}")
+        plan.fail("it failed while the model was loaded")
+
+
+def _load(step, arguments, before, plan=None):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device, problem = _first_device(arguments), None
+    report = _Report()
+    try:
+        with quiet(keep_stderr=True), giving_back(), offline(), one_at_a_time(step), report:
+            tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(**arguments)
+        if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
+            problem = NotEnoughMemoryError("The GPUs together are too small for this model: set TIER=embedded for the small models.")
+    except (ImportError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        problem = machine.out_of_memory(error, device, "loading", report.text) or _why_not(error, step, device, plan, report)
+    if problem:  # raised here, where the failed call's variables, and so the half-loaded model, are gone
+        model = None
+        free_caches()
+        raise problem
+    after = machine.in_use(device)
+    _loaded.update(parts=[weakref.ref(part) for part in _parts(model)], after=after, device=device)
+    if plan is not None:
+        print(f"GPTQ kernel {kernels.remember(model, plan)}.")
+    print(f"Weights: {weight_bytes(model) / 1e6:,.1f} MB. {_place(device)}: {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB after.")
+    return model, tokenizer
+
+
+def _why_not(error, step, device, plan, report):
+    """The error to raise because loading ``step`` ended in ``error``."""
+    said = _first_line(error)
+    by_kernel = any(Path(frame.filename).is_relative_to(_package("gptqmodel")) for frame in traceback.extract_tb(error.__traceback__))
+    if plan is not None and plan.kernel and by_kernel:
+        return KernelError(f"{kernels.NAMES[plan.kernel]} failed while {step.title} was loaded ({said}).")
+    if isinstance(error, ImportError):
+        missing = f"The package {error.name} is missing" if isinstance(error, ModuleNotFoundError) and error.name else "A library cannot be used"
+        return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. Run the set-up cell again, or set TIER=embedded.")
+    return CheckpointError(f"{step.checkpoint} cannot be loaded: {report.reason or said}")
+
+
+def _package(name):
+    """The folder of an imported package; a folder that cannot be where it is not imported."""
+    module = sys.modules.get(name)
+    return Path(module.__file__).parent if module else Path("/nowhere")
+
+
+class _Report(logging.Handler):
+    """Keeps what transformers writes into its log while it loads: it logs why a tensor could not be converted, and raises something else."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.text, self.logger = "", logging.getLogger("transformers.modeling_utils")
+
+    def emit(self, record):
+        self.text += record.getMessage() + "\n"
+
+    @property
+    def reason(self):
+        """The last error in the report, in one line; "" without one."""
+        errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", self.text, flags=re.M)
+        return errors[-1] if errors else ""
+
+    def __enter__(self):
+        self.before = self.logger.level, self.logger.propagate
+        self.logger.setLevel(logging.WARNING)
+        self.logger.propagate = False
+        self.logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_):
+        self.logger.removeHandler(self)
+        self.logger.setLevel(self.before[0])
+        self.logger.propagate = self.before[1]
+
+
+@contextlib.contextmanager
+def one_at_a_time(step):
+    """Let transformers read one tensor after the other where each is quantised on arrival (its variable HF_DEACTIVATE_ASYNC_LOAD).
+
+    transformers 5.0 otherwise reads 16-bit tensors onto the GPU in four threads, faster than they are quantised; later versions do this
+    by themselves.
+    """
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    ours = step.format in ("int8", "nf4") and name not in os.environ
+    if ours:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if ours:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
+def offline():
+    """Ask nothing of the Hub meanwhile (the library's HF_HUB_OFFLINE): all files are here, and transformers 5.0 asks even if it may not."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def release():
+    """Free the memory of models that no variable holds any more, print before and after, return the bytes still in use.
+
+    Write ``del model`` (and any layer or tensor of it) first. What is still held is named, with the variables that hold it.
+    """
+    forget()
+    free_caches()
+    device = _loaded.get("device") or machine.get_device()
+    now = machine.in_use(device)
+    if "after" in _loaded:
+        print(f"{_place(device)}: {_loaded['after'] / 1e6:,.0f} MB with the model, {now / 1e6:,.0f} MB now.")
+    alive = [part for reference in _loaded.get("parts", ()) if (part := reference()) is not None]
+    if alive:
+        names = holders(alive)
+        advice = f"del {', '.join(n for n in names if n.isidentifier())}" if any(n.isidentifier() for n in names) else "free it"
+        if any(name.startswith("Out[") for name in names):
+            advice = "%reset -f out" if advice == "free it" else f"{advice} and %reset -f out"
+        print(f"The model, or a part of it, is still in memory, held by {', '.join(names) or 'a library'}: {advice}, then call release() again.")
+    return now
+
+
+def _parts(model):
+    """The model, its layers and their tensors: all that can be held by itself."""
+    return [*model.modules(), *model.parameters(), *model.buffers()]
+
+
+def _first_device(arguments):
+    """The device of the embedding table: the only one, or the first of several GPUs."""
+    where = arguments["device_map"]
+    return where[""] if isinstance(where, dict) else f"cuda:{min(arguments['max_memory'])}"
+
+
+def weight_bytes(model):
+    """Bytes of all tensors that ``model`` would save: weights, and the scales and indices of its quantised layers."""
+    return sum(t.numel() * t.element_size() for t in _stored(model).values())
+
+
+def layer_table(layer):
+    """Return a table (pandas.DataFrame) of the tensors that a linear layer stores: name, dtype, shape, bytes."""
+    import pandas as pd
+
+    rows = [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape), t.numel() * t.element_size()) for n, t in _stored(layer).items()]
+    return pd.DataFrame(rows, columns=["tensor", "dtype", "shape", "bytes"]).set_index("tensor")
+
+
+def _stored(module):
+    """{name: tensor} of what ``module`` stores, without single numbers (bitsandbytes keeps a format mark of one byte a layer)."""
+    return {name: t for name, t in module.state_dict().items() if t.ndim}
+
+
+def read_tensor(step, name):
+    """Return the tensor ``name`` as it stands in ``step``'s checkpoint file, on the CPU, before any library has touched it."""
+    return files.read_tensor(step.folder, name)
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _place(device):
+    return "GPU memory" if device.startswith("cuda") else "Host memory of this notebook"
