@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import ROOT, loading
+from helpers import ROOT, ledger, limits, loading
 from helpers.errors import CheckpointError, CourseError
 from helpers.models import files, hub
 
@@ -163,6 +163,20 @@ def needs(shape, tokens, weight_size=2):
     memory = weight_size * shape.parameters + max(walking, packing)
     operations = 2 * tokens * (8 * shape.linear_parameters + layers * sum(n * n for n, _ in linears))
     return Needs(memory, operations)
+
+
+def rate(device, dtype):
+    """Return the operations a second that ``device`` reaches in the types that GPTQ computes in (see limits.flops)."""
+    import torch
+
+    return max(limits.flops(device, each) for each in ({dtype} if device == "cpu" else {dtype, torch.float16}))
+
+
+def record(step, result, model):
+    """Append the row of the reader's own checkpoint (``step``), measured as the Timing ``result``, to the ledger, and return it."""
+    row = ledger.make_row(step, result, model)
+    ledger.append(row)
+    return row
 
 
 def save(model, tokenizer, folder):

@@ -42,18 +42,19 @@ class ServerError(CourseError, RuntimeError):
 
 @dataclass
 class Server:
-    """A server process. url: ends in ``/v1``. log: file with all that it printed. seconds: from start to healthy. As a context manager it stops at the end."""
+    """A server process. log: file with all that it printed. device: in words. seconds: from start to healthy. As a context manager it stops at the end."""
 
     name: str
     endpoint: Endpoint
     process: subprocess.Popen
     log: Path
     command: list
+    device: str
     seconds: float = field(default=0.0)
 
     @property
     def url(self):
-        """The address of its OpenAI interface."""
+        """The address of its OpenAI interface; it ends in ``/v1``."""
         return self.endpoint.url
 
     def check(self):
@@ -91,6 +92,20 @@ class Server:
         self.stop()
 
 
+def start(make, *arguments, **options):
+    """Return the Server that ``make(*arguments, **options)`` starts, or None after a sentence that says why there is none."""
+    try:
+        return make(*arguments, **options)
+    except CourseError as error:
+        print(f"Left out: {error}")
+
+
+def gguf_file(step):
+    """Return the path of ``step``'s model as a GGUF file: BF16 of a small embedded model, else Q4_0 of the unquantised one."""
+    unquantised = choose.get_step(2, tier=step.tier) if step.format == "gptq" else step
+    return engine.file(unquantised, "BF16" if step.tier == "embedded" else "Q4_0")
+
+
 def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, device=None):
     """Start ``transformers serve`` with ``step``'s checkpoint and return the Server, once it is healthy.
 
@@ -122,7 +137,7 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
         found = kernels.prepare(step, device)  # compiled before the server starts, where it can be seen
         print(f"GPTQ kernel of the server: {found.sentence}.", flush=True)
         kernel = {KERNEL: found.kernel}
-    return _start(name, ["transformers", "serve", checkpoint], options, port, checkpoint, {"generation_config": no_end}, kernel)
+    return _start(name, ["transformers", "serve", checkpoint], options, port, checkpoint, {"generation_config": no_end}, device, kernel)
 
 
 def llamacpp(path, readers=32, tokens=PAGE, port=None, threads=None, **settings):
@@ -134,7 +149,7 @@ def llamacpp(path, readers=32, tokens=PAGE, port=None, threads=None, **settings)
     settings |= {"context": readers * tokens, "n_parallel": readers, "threads": threads or max(1, os.cpu_count() - 1)}
     options = [json.dumps(settings)]
     name = f"llama.cpp, {readers} slot{'s' * (readers != 1)}"
-    return _start(name, ["llama.cpp", str(Path(path).resolve())], options, port, Path(path).stem, {"ignore_eos": True, "cache_prompt": False})
+    return _start(name, ["llama.cpp", str(Path(path).resolve())], options, port, Path(path).stem, {"ignore_eos": True, "cache_prompt": False}, "cpu")
 
 
 def healthy(url, timeout=2):
@@ -146,7 +161,7 @@ def healthy(url, timeout=2):
         return False
 
 
-def _start(name, what, options, port, model, no_end, variables=None):
+def _start(name, what, options, port, model, no_end, device, variables=None):
     """Start the process ``what`` + ``options`` on ``port`` (None: a free one) and wait until it is healthy.
 
     no_end: the request's fields for "no end of text". variables: of its environment.
@@ -163,7 +178,7 @@ def _start(name, what, options, port, model, no_end, variables=None):
             command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=waits | os.environ | quiet | (variables or {}),
             start_new_session=True,
         )
-    server = Server(name, Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:])
+    server = Server(name, Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:], machine.device_name(device))
     atexit.register(server.stop)
     try:
         while not healthy(server.url):
