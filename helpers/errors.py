@@ -1,6 +1,6 @@
 """Errors whose message is one sentence that says what happened and what to do next.
 
-In a notebook IPython shows that sentence alone, without a traceback.
+In a notebook IPython shows that sentence alone, without a traceback. First used in notebook 08.
 """
 
 

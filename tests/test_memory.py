@@ -127,7 +127,7 @@ def run_cells(*sources):
 
 def test_release_in_a_notebook_names_variable_and_output():
     printed = run_cells(
-        "import sys; sys.path.insert(0, '..')\nfrom helpers import loading, steps\nmodel, tokenizer = loading.load(choose.get_step(2))",
+        "import sys; sys.path.insert(0, '..')\nfrom helpers import loading\nfrom helpers.models import choose\nmodel, tokenizer = loading.load(choose.get_step(2))",
         "model",
         "layer = model.model.layers[0]; del model; loading.release();",
         "del layer; loading.release();",
