@@ -70,15 +70,9 @@ def library():
     It sets PYTORCH_ALLOC_CONF at import (gptqmodel/models/auto.py), which would give the GPTQ steps another allocator than the steps that
     they are compared with.
     """
-    ours = "gptqmodel" not in sys.modules and "PYTORCH_ALLOC_CONF" not in os.environ
-    if ours:
-        os.environ["PYTORCH_ALLOC_CONF"] = "backend:native"  # torch's default, in words; torch reads it at its first CUDA call
-    try:
-        with machine.quiet():
-            import gptqmodel
-    finally:
-        if ours:
-            del os.environ["PYTORCH_ALLOC_CONF"]
+    settings = "backend:native"  # torch's default, in words; torch reads it at its first CUDA call
+    with machine.variable("PYTORCH_ALLOC_CONF", settings, when="gptqmodel" not in sys.modules), machine.quiet():
+        import gptqmodel
     return gptqmodel
 
 

@@ -279,13 +279,13 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     )
 
 
-def efficiencies(rows):
+def efficiencies(rows, with_recorded=False):
     """Return {format: (share, row)}: floor / measured TPOT of the best matching of ``rows`` for each format; formats without one are absent.
 
     Only full-size shapes count (not the embedded models), batch 1, and steps as they are usually run; of these the largest model, the
-    reader's own before a recorded one, the newest.
+    reader's own before a recorded one, the newest. with_recorded: whether the recorded runs' rows count too.
     """
-    found = {}
+    found, rows = {}, [*rows, *(ledger.recorded_rows() if with_recorded else ())]
     for row in sorted(rows, key=lambda r: (r["parameters"], "recorded" not in r, r["date"])):
         usual = row.get("variant", "") in LIKE_STEPS and row.get("batch", 1) == 1
         if row["tier"] != "embedded" and usual and row.get("floor_tpot_s") and row.get("tpot_s"):

@@ -132,6 +132,19 @@ def quiet(keep_stderr=False):
 
 
 @contextlib.contextmanager
+def variable(name, value, when=True):
+    """Set the environment variable ``name`` to ``value`` meanwhile, unless it is set already. when: False changes nothing."""
+    ours = when and name not in os.environ
+    if ours:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if ours:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
 def waiting(what, patience=2):
     """Show, from ``patience`` seconds on, that silent work goes on: ``what`` with the time that has passed, in a line of its own."""
     done = threading.Event()

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from math import exp, inf, sqrt
 from pathlib import Path
 
-from helpers import ROOT, machine, plots
+from helpers import ROOT, machine
 from helpers.errors import PromptError
 from helpers.ledger import PACKAGES
 from helpers.loading.memory import hollow
@@ -259,41 +259,3 @@ def relative_errors(outputs, reference):
     """Return for each block the mean over tokens of |output - reference| / |reference| (Euclidean norms), from ``block_outputs``."""
     pairs = ((ours.float(), theirs.float()) for ours, theirs in zip(outputs, reference))
     return [((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean().item() for ours, theirs in pairs]
-
-
-MARKERS = {"bf16": "o", "int8": "s", "nf4": "^", "gptq": "D", "rtn": "X"}
-
-
-def chart(rows, save_as=None):
-    """Draw perplexity against bytes (left) and against time a token (right), all formats and sizes; return what ``show`` returns.
-
-    rows: {step key: row}. What was not measured is named as missing; fp16, the control, is left out.
-    """
-    from matplotlib.figure import Figure
-
-    rows = {key: row for key, row in rows.items() if key != "fp16"}
-    base = rows[2]
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    unit, name = (1e9, "GB") if base["weight_bytes"] > 1e9 else (1e6, "MB")
-    said, gone = [], []
-    for row in rows.values():
-        colour, fill = ("#d55e00", "none") if row["model"] == "13B" else ("#0072b2", "full")
-        style = {"marker": MARKERS[row["format"]], "color": colour, "fillstyle": fill, "linestyle": "", "markersize": 9}
-        if row["missing"]:
-            left.plot([], [], label=f"{row['title']}: missing", **style | {"marker": "$?$"})
-            gone.append(row["title"])
-            continue
-        left.plot(row["weight_bytes"] / unit, row["perplexity"], label=row["title"], **style)
-        if row["tpot_s"]:
-            right.plot(1000 * row["tpot_s"], row["perplexity"], **style)
-        time = f", {1000 * row['tpot_s']:.1f} ms" if row["tpot_s"] else ""
-        said.append(f"{row['title']} {row['perplexity']:.3f}, {row['weight_bytes'] / unit:.1f} {name}{time}")
-    for axes, label in ((left, f"weights, {name}"), (right, "ms a token")):
-        axes.set_xlabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("perplexity (our protocol)")
-    figure.legend(loc="outside right center", frameon=False)
-    figure.suptitle(f"Quality against bytes and time\n{plots.where(base)}", fontsize=10)
-    text = f"{plots.where(base)}. Perplexity, bytes of the weights and time a token: {'; '.join(said)}. Missing: {', '.join(gone) or 'nothing'}."
-    return plots.show(figure, text, save_as)

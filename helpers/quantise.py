@@ -14,6 +14,7 @@ from helpers.errors import CheckpointError, CourseError
 from helpers.models import files, hub
 
 BATCH = 16  # windows at a time
+CARD = ROOT / "data" / "model_card.md"  # text of a model card, with places for what was measured
 TOGETHER = (  # the linear layers of a block in the order in which they work; those in one bracket read the same inputs
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",),
 )  # fmt: skip
@@ -217,46 +218,6 @@ def save(model, tokenizer, folder):
         raise CheckpointError(f"{folder} could not be written ({reason}): make room, or set RESULTS_DIR to another folder.") from error
 
 
-CARD = """
-# {name}
-
-{base}, quantised to {bits} bits with GPTQ (Frantar et al., 2022, <https://arxiv.org/abs/2210.17323>), made in a course on quantised inference.
-
-## How it was made
-
-| | |
-|---|---|
-| bits, group size | {bits}, {group} |
-| symmetric; columns by activation (desc_act), inside groups (act_group_aware) | {sym}; {desc_act}, {act_group_aware} |
-| damping | {damp} of the mean diagonal of the Hessian |
-| calibration | {calibration} |
-| layout | GPTQ v1 (`qweight`, `qzeros`, `scales`, `g_idx`); what is not quantised is in float16 |
-| made with | {versions} |
-
-## What was measured
-
-| | unquantised | this model |
-|---|---|---|
-| perplexity | {before:.4f} | {after:.4f} |
-| bytes of the weights | {bytes_before:,} | {bytes_after:,} |
-
-Perplexity over {tokens:,} tokens. Protocol: {protocol}. On {device}, {date}. It depends on text and protocol: compare it with nothing else.
-
-## Use and limits
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-name = "OWNER/{name}"  # on the Hub; or the path of this folder
-model = AutoModelForCausalLM.from_pretrained(name)
-tokenizer = AutoTokenizer.from_pretrained(name)
-```
-
-transformers needs the packages optimum and gptqmodel for it. Nothing but the perplexity above was measured: read the card of the model it was
-made from for what that one can and cannot do. Its licence applies to this one too{licence}.
-"""
-
-
 def write_card(folder, base, unquantised, row, calibration):
     """Write the model card, ``folder``/README.md, from what was measured and from the folder's own quantize_config.json.
 
@@ -279,7 +240,7 @@ def write_card(folder, base, unquantised, row, calibration):
         model_name=folder.name, library_name="transformers", pipeline_tag="text-generation", tags=["gptq", f"{settings['bits']}-bit"],
         eval_results=[perplexity], **about,
     )  # fmt: skip
-    text = CARD.format(
+    text = CARD.read_text(encoding="utf-8").format(
         name=folder.name,
         base=f"The course's small model `{name}` (it stands in for Llama-2 and is none)" if embedded else name,
         bits=settings["bits"], group=settings["group_size"], sym=settings["sym"], desc_act=settings["desc_act"],

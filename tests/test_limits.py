@@ -114,8 +114,7 @@ def test_published_figures():
     assert shares[T4["name"], "Qwen2.5 3B", "fp16", "transformers"] == pytest.approx(25.66 * 2 * 3_085_846_528 / 320e9, rel=1e-3)
     assert len(shares) == len(published.figures()) and all(0 < share < 1 for share in shares.values())
     assert all(f["source"].startswith("https://") or not f["confirmed"] for f in published.figures())
-    text = published.table({}).to_string()
-    assert text.count("(not confirmed)") == sum(not f["confirmed"] for f in published.figures()) > 0
+    assert any(not f["confirmed"] for f in published.figures())
 
 
 def test_published_errors_are_computed(tmp_path, monkeypatch):

@@ -33,23 +33,6 @@ def largest_recorded():
     return [row for row in recorded if row["recorded"] == name]
 
 
-def first_call_table(rows):
-    """Return a table (pandas.DataFrame): the first call beside a warm one, and what the process loaded during the first."""
-    import pandas as pd
-
-    lines = {
-        row["title"]: {
-            "first call": seconds(row["wall_s"]),
-            "warm call": seconds(row["warm_wall_s"]),
-            "first / warm": f"{row['wall_s'] / row['warm_wall_s']:.1f}",
-            "Python modules loaded": row["modules_loaded_by_first_call"],
-            "libraries loaded": row["libraries_loaded_by_first_call"],
-        }
-        for row in by_step(rows).values()
-    }
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
-
-
 def operations_chart(rows, save_as=None):
     """Draw the shares of the kinds of operation in one decode step, a bar for each step in ``rows``; return what ``plots.show`` returns."""
     measured = by_step(rows)

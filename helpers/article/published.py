@@ -6,7 +6,7 @@ notebook 07.
 
 import json
 
-from helpers import limits, plots
+from helpers import limits
 from helpers.models import choose
 from helpers.models.catalogue import FORMATS
 
@@ -38,48 +38,6 @@ def with_expected(efficiency):
     return found
 
 
-def table(efficiency):
-    """Return ``with_expected`` as a table (pandas.DataFrame, one line a published figure), the ones nearest to their limit first."""
-    import pandas as pd
-
-    lines = [
-        {
-            "machine": figure["machine"].split(" (")[0],
-            "model": figure["model"],
-            "format": FORMATS[figure["format"]],
-            "engine": figure["engine"],
-            "at best, tokens/s": f"{figure['floor_tokens_per_s']:.1f}",
-            "published": f"{figure['tokens_per_s']:g}",
-            "share of the limit": f"{100 * figure['share']:.0f} %",
-            "calculator": "-" if figure["error"] is None else f"{figure['expected_tokens_per_s']:.3g}",
-            "its error": "-" if figure["error"] is None else f"{100 * figure['error']:+.0f} %",
-            "source": figure["source"] + ("" if figure["confirmed"] else " (not confirmed)"),
-        }
-        for figure in sorted(with_expected(efficiency), key=lambda f: -f["share"])
-    ]
-    return pd.DataFrame(lines).set_index("machine")
-
-
-def chart():
-    """Draw which share of the limit each published figure reached. Returns what a notebook shows, see plots.show."""
-    rows = sorted(figures(), key=lambda f: f["share"])
-    looks = {"bf16": ("#999999", ""), "fp16": ("#999999", ""), "int8": ("#e69f00", "///"), "nf4": ("#56b4e9", "..."), "gptq": ("#0072b2", "xx")}
-    figure, axes = plots.figure("Published speeds, one user: share of what the memory allows", "% of the limit", "", size=(9.5, 6))
-    for place, row in enumerate(rows):
-        colour, hatch = looks[row["format"]]
-        axes.barh(place, 100 * row["share"], color=colour, hatch=hatch, edgecolor="white")
-        axes.text(100 * row["share"] + 1, place, f"{100 * row['share']:.0f} %", va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [_name(row) for row in rows], fontsize=8)
-    axes.set_xlim(0, 100)
-    axes.spines["left"].set_visible(False)
-    said = "; ".join(f"{_name(row)} {100 * row['share']:.0f} %" for row in reversed(rows))
-    return plots.show(figure, f"Published, share of the limit: {said}.")
-
-
-def _name(row):
-    return f"{row['engine']}: {row['model']} {FORMATS[row['format']]}, {row['machine'].split(' (')[0].replace('NVIDIA ', '')}"
-
-
 def together(machine, count, divided):
     """Return ``count`` of a machine as one: memory adds up; bandwidth only if the layers are ``divided`` among them (tensor parallel).
 
@@ -109,17 +67,6 @@ def advice(context=512):
             found = {name: limits.estimate(shape, format, context, 1, machine) for name, machine in advice_machines().items()}
             result[model, format] = {name: None if one.fits == choose.TOO_LARGE else one for name, one in found.items()}
     return result
-
-
-def advice_table(context=512):
-    """Return ``advice`` as a table (pandas.DataFrame): tokens a second at best, or "does not fit"."""
-    import pandas as pd
-
-    lines = {
-        f"{model} {FORMATS[format]}": {name: f"{one.floor_tokens_per_s:.1f}" if one else "does not fit" for name, one in row.items()}
-        for (model, format), row in advice(context).items()
-    }
-    return pd.DataFrame.from_dict(lines).rename_axis("tokens/s at best")
 
 
 def advice_verdicts(context=512):

@@ -127,10 +127,11 @@ def load(step, device=None):
 def _load(step, arguments, before, plan=None):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device, problem = _first_device(arguments), None
-    report = _Report()
+    device, problem, report = _first_device(arguments), None, _Report()
+    # transformers 5.0 reads 16-bit tensors onto the GPU in four threads, faster than they are quantised on arrival; later ones do not
+    one_at_a_time = machine.variable("HF_DEACTIVATE_ASYNC_LOAD", "1", when=step.format in ("int8", "nf4"))
     try:
-        with quiet(keep_stderr=True), giving_back(), offline(), one_at_a_time(step), report:
+        with quiet(keep_stderr=True), giving_back(), offline(), one_at_a_time, report:
             tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(**arguments)
         if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
@@ -194,24 +195,6 @@ class _Report(logging.Handler):
         self.logger.removeHandler(self)
         self.logger.setLevel(self.before[0])
         self.logger.propagate = self.before[1]
-
-
-@contextlib.contextmanager
-def one_at_a_time(step):
-    """Let transformers read one tensor after the other where each is quantised on arrival (its variable HF_DEACTIVATE_ASYNC_LOAD).
-
-    transformers 5.0 otherwise reads 16-bit tensors onto the GPU in four threads, faster than they are quantised; later versions do this
-    by themselves.
-    """
-    name = "HF_DEACTIVATE_ASYNC_LOAD"
-    ours = step.format in ("int8", "nf4") and name not in os.environ
-    if ours:
-        os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if ours:
-            del os.environ[name]
 
 
 @contextlib.contextmanager
