@@ -1,18 +1,20 @@
-"""What the notebooks call, in fourteen rooms. Each may use those above it, none below; nothing here is larger than one screen's question.
+"""What the notebooks call, in sixteen rooms. Each may use those above it, none below; a test holds that.
 
 errors     sentences that say what happened and what to do next
 machine    what is this machine, how much memory is free, how busy is it?
+process    call a function in a process of its own
 setup      is everything here that the notebooks call?
 models/    catalogue: which model does a step load, how large is it? files: is it complete, read and written whole? hub: may I have it?
-           synthetic: write one with random weights. choose: which tier, what can this machine load?
-loading    load a step's model, look into a layer, free the memory
-timing     how long did ``generate`` take, where did the time go, and how is it said?
+           synthetic: write one with random weights. choose: what decides the tier, what can this machine load?
+kernels    where is a GPTQ kernel chosen, and is it ready?
+loading/   load a step's model, look into a layer, free the memory (memory: who still holds it?)
+timing     how long did ``generate`` take, when did each token come, where did the time go, and how is it said?
 ledger     what was measured so far?
 plots      draw it, with the same facts as text
 limits     how fast could it be at best: this machine, data sheets, the floor of a token
 quality    what does a format cost in quality?
 quantise   how is a quantised checkpoint made, saved, described, published?
-benchmark/ a fair comparison: steps in turns, each in a process of its own (job: what that one does; process: how it is called)
+benchmark/ a fair comparison: steps in turns, each in a process of its own (job: what that one does)
 engines/   and elsewhere? timed: any engine, beside the steps. llamacpp, onnx_models: make a file for it, run it. old_stack: the article's
            libraries. serving: a server of one's own. clients: many readers at once
 article/   what did it claim, does it hold? compare: the four steps. breakdown: where the time goes. published: what others measured. claims

@@ -251,9 +251,9 @@ def test_a_server_that_does_not_count(address):
         ('{"error": {"message": "no such page"}}', 404, "application/json", "usually ends in /v1"),
         ('{"error": {"message": "who are you"}}', 401, "application/json", "asks for a key, and none was given"),
         ('{"error": {"message": "not you"}}', 403, "application/json", "asks for a key"),
-        ('{"error": {"message": "too fast"}}', 429, "application/json", "slow down"),
-        ('{"error": {"message": "prompt too long"}}', 400, "application/json", "refused the request: .*prompt too long"),
-        ('{"error": {"message": "out of memory"}}', 500, "application/json", "problem of its own"),
+        ('{"error": {"message": "too fast"}}', 429, "application/json", "refused the request .HTTP 429.: .*too fast"),
+        ('{"error": {"message": "prompt too long"}}', 400, "application/json", "refused the request .HTTP 400.: .*prompt too long"),
+        ('{"error": {"message": "out of memory"}}', 500, "application/json", "refused the request .HTTP 500."),
     ],
 )
 def test_an_address_of_another_kind(address, body, status, kind, words):

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from helpers import ROOT, machine
 from helpers.errors import CourseError
+from helpers.models import hub
 from helpers.timing import seconds
 
 TIMEOUT, LIMIT = 60, 20  # seconds: for one request; after which no further one is sent
@@ -152,37 +153,31 @@ async def measure(endpoint, prompts, concurrency, new_tokens, timeout=TIMEOUT, l
     local = urlsplit(endpoint.url).hostname in ("127.0.0.1", "localhost", "::1")
     # Between two programs of one machine: no proxy; and a connection for each request, because llama.cpp's server closes some that are kept.
     http = openai.DefaultAsyncHttpxClient(trust_env=False, headers={"Connection": "close"}) if local else None
-    run, waiting, start = Run(concurrency), iter(prompts), time.perf_counter()
+    run, waiting, start, final = Run(concurrency), iter(prompts), time.perf_counter(), []
 
     async def reader(client, model):
         for prompt in waiting:
-            if time.perf_counter() - start > limit or any(problem.stops for problem in run.problems):
+            if final or time.perf_counter() - start > limit:
                 return
             try:
                 async with asyncio.timeout(timeout):
                     run.answers.append(await _ask(client, endpoint, model, prompt, new_tokens, start))
             except Exception as error:
-                run.problems.append(_Problem(*_why(error, endpoint, timeout)))
+                run.problems.append(_why(error, endpoint, timeout))
+                if not isinstance(error, (TimeoutError, openai.APITimeoutError, _Empty)):  # the next one would fail too
+                    final.append(error)
 
     async with openai.AsyncOpenAI(base_url=endpoint.url, api_key=key or "none", max_retries=0, timeout=timeout, http_client=http) as client:
         try:
-            model = endpoint.model or await _first_model(client)
+            model = endpoint.model or (await client.models.list()).data[0].id
         except Exception as error:
-            raise EndpointError(_why(error, endpoint, timeout)[0]) from None
+            raise EndpointError(_why(error, endpoint, timeout)) from None
         start, worked = time.perf_counter(), sum(machine.cpu_times())
         await asyncio.gather(*(reader(client, model) for _ in range(concurrency)))
         run.duration, run.cpu = time.perf_counter() - start, sum(machine.cpu_times()) - worked
     if run.problems and not run.answers:
-        raise EndpointError(str(run.problems[0]))
+        raise EndpointError(run.problems[0])
     return run
-
-
-async def _first_model(client):
-    """The name of the first model that the address lists."""
-    listed = (await client.models.list()).data
-    if not listed:
-        raise ValueError("no models")
-    return listed[0].id
 
 
 async def _ask(client, endpoint, model, prompt, new_tokens, start):
@@ -215,50 +210,28 @@ class _Empty(Exception):
     """An answer that ended before its first token."""
 
 
-class _Problem(str):
-    """Why a request failed, in a sentence. stops: whether the next one would fail too."""
-
-    def __new__(cls, sentence, stops):
-        problem = super().__new__(cls, sentence)
-        problem.stops = stops
-        return problem
-
-
 def _why(error, endpoint, timeout):
-    """(sentence, whether to send no further request) for what stopped a request."""
+    """Say in a sentence what stopped a request."""
     import openai
 
-    url, status = endpoint.url, getattr(error, "status_code", None)
-    path = "/chat/completions" if endpoint.chat else "/completions"
-    chain = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    kinds = {cls.__name__ for link in chain for cls in type(link).__mro__}
-    error = chain[0]
+    url, status, kinds, variable = endpoint.url, getattr(error, "status_code", None), hub.kinds(error), endpoint.key_variable
+    said = " ".join(str(getattr(error, "body", None) or getattr(error, "message", None) or error).split())[:200]
     if isinstance(error, (TimeoutError, openai.APITimeoutError)):
-        return f"{url} did not finish an answer within {timeout:g} s: give it more time, ask for fewer tokens, or ask less at once.", False
+        return f"{url} did not finish an answer within {timeout:g} s: give it more time, ask for fewer tokens, or ask less at once."
     if isinstance(error, _Empty):
-        return f"{url} ended an answer before its first word: the model had nothing to add; take other prompts, or forbid the end (extra).", False
+        return f"{url} ended an answer before its first word: the model had nothing to add; take other prompts, or forbid the end (extra)."
     if status in (401, 403):
-        variable = endpoint.key_variable
         has = f"the key in {variable} was refused" if variable and os.environ.get(variable) else f"{variable} is empty" if variable else "none was given"
-        return f"{url} asks for a key, and {has} (HTTP {status}): put a valid one into an environment variable and name it as key_variable.", True
+        return f"{url} asks for a key, and {has} (HTTP {status}): put a valid one into an environment variable and name it as key_variable."
     if status in (404, 405):
-        other = "chat=False" if endpoint.chat else "chat=True"
-        what = f"{path} or the model {endpoint.model!r} (HTTP {status})"
-        return f"{url} does not know {what}: check the address (it usually ends in /v1) and the model, or try {other}.", True
-    if status == 429:
-        return f"{url} asks you to slow down (HTTP 429): wait, or ask less at once.", True
+        what = f"{'/chat' * endpoint.chat}/completions or the model {endpoint.model!r} (HTTP {status})"
+        return f"{url} does not know {what}: check the address (it usually ends in /v1) and the model, or try chat={not endpoint.chat}."
     if status:
-        said = " ".join(str(getattr(error, "message", error)).split())[:200]
-        return f"{url} {'has a problem of its own' if status >= 500 else 'refused the request'}: {said}.", True
+        return f"{url} refused the request (HTTP {status}): {said}."
     if "ConnectError" in kinds:
-        return f"Nobody answers at {url}: start the server, or check address and port.", True
+        return f"Nobody answers at {url}: start the server, or check address and port."
     if kinds & {"APIConnectionError", "RemoteProtocolError", "ReadError"}:
-        return f"{url} broke off in the middle: the server has died or was stopped; start it again.", True
+        return f"{url} broke off in the middle: the server has died or was stopped; start it again."
     if isinstance(error, openai.APIError):
-        return f"{url} reported an error in its answer: {str(error.body or error)[:200]}.", True
-    if isinstance(error, (ValueError, AttributeError, TypeError)):  # what the client stumbles over in an answer of another kind
-        return f"{url} answered, but not as OpenAI's interface would: check that a model server has this address, and name the model.", True
-    return f"{url}: {type(error).__name__}: {str(error)[:200]}.", True
+        return f"{url} reported an error in its answer: {said}."
+    return f"{url} answered, but not as OpenAI's interface would ({type(error).__name__}): check that a model server has this address, and name the model."

@@ -154,8 +154,8 @@ def patiently(action):
         try:
             return action()
         except Exception as error:
-            status, kinds = status_of(error), _kinds(error)
-            passing = status is not None and (status == 429 or status >= 500) or {"RemoteProtocolError", "ReadError"} & kinds
+            status, names = status_of(error), kinds(error)
+            passing = status is not None and (status == 429 or status >= 500) or {"RemoteProtocolError", "ReadError"} & names
             if not passing or attempt == TRIES:
                 raise
             asked = _retry_after(error) or ""
@@ -165,27 +165,27 @@ def patiently(action):
 def why(error, repository):
     """Say in a clause why the Hub, the network or the disk stopped ``error``, and what to do."""
     chain = _chain(error)
-    kinds = _kinds(error)
+    names = kinds(error)
     said = " ".join(str(getattr(link, "server_message", None) or link) for link in chain)
     status = status_of(error)
-    if "OfflineModeIsEnabled" in kinds:
+    if "OfflineModeIsEnabled" in names:
         return "HF_HUB_OFFLINE is set, so only what is in the cache can be loaded: unset it and restart the kernel"
     if status == 401 and ("Invalid credentials" in said or "Invalid user token" in said or token_place()):
         return f"your token ({token_place() or 'the one given'}) is not valid: make a new one on https://huggingface.co/settings/tokens"
-    if "GatedRepoError" in kinds and status == 401:
+    if "GatedRepoError" in names and status == 401:
         return (
             f"it asks for a licence and you have no token: accept the licence on https://huggingface.co/{repository}, make a read token"
             " on https://huggingface.co/settings/tokens and log in with it in notebook 00"
         )
-    if "GatedRepoError" in kinds and "await" in said:
+    if "GatedRepoError" in names and "await" in said:
         return "your request for access is still being reviewed: wait for the e-mail (minutes to two days)"
-    if "GatedRepoError" in kinds and "rejected" in said:
+    if "GatedRepoError" in names and "rejected" in said:
         return "your request for access was rejected by its owners"
-    if "GatedRepoError" in kinds:
+    if "GatedRepoError" in names:
         return f"its licence is not accepted yet: accept it on https://huggingface.co/{repository} with the account of your token"
-    if "RevisionNotFoundError" in kinds:
+    if "RevisionNotFoundError" in names:
         return "it has no such revision: check the branch or commit"
-    if "RepositoryNotFoundError" in kinds:
+    if "RepositoryNotFoundError" in names:
         return "it does not exist, or it is private: check the name"
     if status == 404:
         return "it lacks a file that this step needs"
@@ -209,7 +209,7 @@ def why(error, repository):
         return "a file arrived with a wrong length and was thrown away"
     if "resolve" in said or "Name or service" in said or "getaddrinfo" in said or "name resolution" in said:
         return "the name of the Hub cannot be resolved (DNS): check the network (on Kaggle: Settings > Turn on internet)"
-    if "TimeoutException" in kinds or "TimeoutError" in kinds:
+    if "TimeoutException" in names or "TimeoutError" in names:
         return "the Hub does not answer in time: check the network"
     return f"the Hub cannot be reached ({type(chain[-1]).__name__}): check the network (on Kaggle: Settings > Turn on internet)"
 
@@ -223,7 +223,8 @@ def _chain(error):
     return links
 
 
-def _kinds(error):
+def kinds(error):
+    """The names (set of str) of the classes of ``error`` and of what caused it."""
     return {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
 
 
