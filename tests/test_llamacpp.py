@@ -205,7 +205,7 @@ def test_checkpoints_that_cannot_be_converted(tmp_path):
 
 def test_disk_that_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "disk", lambda folder: 1e6)
-    with pytest.raises(NotEnoughMemoryError, match="takes 0.0 GB and the disk has 0.0 GB free"):
+    with pytest.raises(NotEnoughMemoryError, match="takes 0.0 GB and 0.0 GB of the disk are free: make room, or set RESULTS_DIR"):
         llamacpp.write(SMALL, "Q8_0", tmp_path / "x.gguf")
 
 

@@ -40,7 +40,8 @@ def operations_chart(rows, save_as=None):
         print("No step was measured with the article's prompt, so there is nothing to draw.")
         return None
     first = next(iter(measured.values()))
-    figure, axes = plots.figure(f"One decode step by kind of operation (torch.profiler)\n{_two_lines(first)}", "share of the step, %", "", size=(9, 1.6 + 0.42 * len(measured)))
+    title = f"One decode step by kind of operation (torch.profiler)\n{_two_lines(first)}"
+    figure, axes = plots.figure(title, "share of the step, %", "", size=(9, 1.6 + 0.42 * len(measured)))
     texts = []
     for place, row in enumerate(measured.values()):
         total, left = sum(row["operations_s"].values()), 0

@@ -127,8 +127,8 @@ class Run:
     def __str__(self):
         names = {"TTFT": "ttft", "TPOT": "tpot", "latency": "latency"}
         parts = [f"{name} {seconds(self.percentile(q, 50))} (p95 {seconds(self.percentile(q, 95))})" for name, q in names.items()]
-        line = f"{self.concurrency:2d} at once: {len(self.answers):2d} answers in {seconds(self.duration)}, {self.throughput:6,.0f} tokens/s; {', '.join(parts)}"
-        return line + (f"\n   {len(self.problems)} failed: {self.problems[0]}" if self.problems else "")
+        line = f"{self.concurrency:2d} at once: {len(self.answers):2d} answers in {seconds(self.duration)}, {self.throughput:6,.0f} tokens/s; "
+        return line + ", ".join(parts) + (f"\n   {len(self.problems)} failed: {self.problems[0]}" if self.problems else "")
 
 
 def prompts(count, words=24):

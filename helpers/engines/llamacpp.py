@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.request import ProxyHandler, Request, build_opener
 
-from helpers import machine, setup
-from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError, PromptError, UnknownFormatError
+from helpers import setup
+from helpers.errors import CheckpointError, PromptError, UnknownFormatError
 from helpers.models import files, hub
 from helpers.models.catalogue import LINEARS, Shape, read_json
 
@@ -58,27 +58,19 @@ def write(checkpoint, type, path=None):
     checkpoint = Path(checkpoint)
     files.check_folder(checkpoint, "bf16")
     path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
-    try:
-        with files.whole(path, unless=lambda: files.newer(path, checkpoint)) as partial:
-            if partial:
-                plan = _plan(checkpoint, type)
-                need, free = sum(size for *_, size in plan), machine.disk(path.parent)
-                if need > free:
-                    raise NotEnoughMemoryError(f"{path.name} takes {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free: make room, or set RESULTS_DIR.")
-                writer = gguf.GGUFWriter(partial, "llama")
-                _describe(writer, checkpoint)
-                for _, name, kind, shape, size in plan:
-                    writer.add_tensor_info(name, shape, "float32", size, raw_dtype=kind)
-                writer.write_header_to_file()
-                writer.write_kv_data_to_file()
-                writer.write_ti_data_to_file()
-                for source, name, kind, _, _ in tqdm(plan, desc=f"writing {path.name}"):
-                    writer.write_tensor_data(_blocks(_tensor(checkpoint, source), kind))
-                writer.close()
-    except CourseError:
-        raise
-    except OSError as error:
-        raise NotEnoughMemoryError(f"{path.name} could not be written ({error}): make room, or set RESULTS_DIR to another disk.") from None
+    plan = _plan(checkpoint, type)
+    with files.whole(path, lambda: files.newer(path, checkpoint), need=sum(size for *_, size in plan)) as partial:
+        if partial:
+            writer = gguf.GGUFWriter(partial, "llama")
+            _describe(writer, checkpoint)
+            for _, name, kind, shape, size in plan:
+                writer.add_tensor_info(name, shape, "float32", size, raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for source, name, kind, _, _ in tqdm(plan, desc=f"writing {path.name}"):
+                writer.write_tensor_data(_blocks(_tensor(checkpoint, source), kind))
+            writer.close()
     return path
 
 

@@ -194,7 +194,8 @@ def too_new(device=None):
 def make_job(step, dtypes=None, device=None):
     """Return the job (a dict that JSON can hold) of loading ``step``'s GPTQ checkpoint in each of ``dtypes``, one after the other.
 
-    dtypes: by default the article's float16 and, on a CPU, float32. device: as in loading.load. Raises CheckpointError or NotEnoughMemoryError, as loading.load does, before anything large is fetched.
+    dtypes: by default the article's float16 and, on a CPU, float32. device: as in loading.load. Raises CheckpointError or
+    NotEnoughMemoryError, as loading.load does, before anything large is fetched.
     """
     device = machine.get_device(device)
     choose.check_memory(step.bytes, device)

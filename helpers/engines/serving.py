@@ -63,14 +63,14 @@ class Server:
             status = self.process.returncode
             how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
             again = " Start it again." if status < 0 else ""
-            raise ServerError(f"{self.name} ended {how}. Its last words: {self.last_words().rstrip('.')}. All of it: {os.path.relpath(self.log)}.{again}")
+            raise ServerError(f"{self.name} ended {how}. {self.last_words()}{again}")
 
     def last_words(self):
-        """The last line of the log that names an error, else the last line."""
+        """Say the last line of the log that names an error, else the last line, and where the log is."""
         lines = [line.strip(" │╭╰─╮╯") for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
         lines = [line for line in lines if line]
         errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|ERROR)\b", line)]
-        return (errors or lines or ["none"])[-1][:300]
+        return f"Its last words: {(errors or lines or ['none'])[-1][:300].rstrip('.')}. All of it: {os.path.relpath(self.log)}."
 
     def stop(self, patience=5):
         """End the process and all that it started: politely, and after ``patience`` seconds by force. Returns its exit status."""
@@ -184,7 +184,7 @@ def _start(name, what, options, port, model, no_end, device, variables=None):
         while not healthy(server.url):
             server.check()
             if time.perf_counter() - started > PATIENCE:
-                raise ServerError(f"{name} is not healthy after {PATIENCE} s. Its last words: {server.last_words().rstrip('.')}. All of it: {os.path.relpath(log)}.")
+                raise ServerError(f"{name} is not healthy after {PATIENCE} s. {server.last_words()}")
             time.sleep(0.1)
         server.check()  # who answered was not another program on that port
     except BaseException:  # an interrupt too
@@ -201,7 +201,7 @@ def _free(port):
         try:
             place.bind((HOST, port or 0))
         except OSError as error:
-            raise ServerError(f"Port {port} is taken ({error.strerror}): another server or program has it; leave the port out, and a free one is found.") from None
+            raise ServerError(f"Port {port} is taken ({error.strerror}): another program has it; leave the port out, and a free one is found.") from None
         return place.getsockname()[1]
 
 

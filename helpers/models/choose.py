@@ -280,7 +280,8 @@ def _advice(fits, disk, gpu, found):
     if disk == TOO_LARGE:
         return "make room, or set HF_HOME to another disk; or the embedded models"
     if not gpu:
-        return "embedded models; in Colab: Runtime > Change runtime type > T4 GPU" if fits == TOO_LARGE else "embedded models (Llama-2 would run, slowly: TIER=hub)"
+        where = "; in Colab: Runtime > Change runtime type > T4 GPU" if fits == TOO_LARGE else " (Llama-2 would run, slowly: TIER=hub)"
+        return f"embedded models{where}"
     return {
         FITS: "run it",
         TIGHT: "run it with a short context, nothing else on the GPU",

@@ -11,16 +11,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from helpers.errors import CheckpointError
+from helpers import machine
+from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError
 from helpers.models.catalogue import LINEARS, Shape, read_json
 
 
 @contextlib.contextmanager
-def whole(path, unless=lambda: False):
+def whole(path, unless=lambda: False, need=0, setting="RESULTS_DIR"):
     """Yield a new path to write a file or a folder to. When the block ends, that gets the name ``path``, all at once, in an older one's place.
 
     A block that fails or is interrupted leaves nothing. Only one process of this machine is in such a block for the same ``path``; the
-    others wait. unless: says, when it is this process's turn, that what is there is good already: then None is yielded.
+    others wait. unless: says, when it is this process's turn, that what is there is good already: then None is yielded. need: bytes; with
+    them, NotEnoughMemoryError is raised if the disk has too little room, before or meanwhile. setting: the variable that names the disk.
     """
     from filelock import FileLock
 
@@ -33,11 +35,19 @@ def whole(path, unless=lambda: False):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
+        room = f"make room, or set {setting} to another disk"
+        if need > 0.98 * (free := machine.disk(path.parent)):
+            raise NotEnoughMemoryError(f"{path.name} takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB of the disk are free: {room}.")
         try:
             yield partial
             if partial.is_dir():
                 _remove(path)
             os.replace(partial, path)
+        except Exception as error:
+            full = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+            if not need or not full or isinstance(error, CourseError):
+                raise
+            raise NotEnoughMemoryError(f"{path.name} could not be written ({error}): {room}.") from None
         finally:
             _remove(partial)
 

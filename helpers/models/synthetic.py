@@ -15,8 +15,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from helpers import ROOT, machine
-from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError, UnknownStepError
+from helpers import ROOT
+from helpers.errors import CheckpointError, CourseError, UnknownStepError
 from helpers.models import files
 from helpers.models.catalogue import CHECKPOINTS, LINEARS, LLAMA_2, Shape
 
@@ -66,19 +66,10 @@ def write(shape, format, path, seed=0):
 
 
 def _write(shape, format, path, seed=0, unless=lambda: False):
-    from safetensors import SafetensorError
-
-    room = "make room, or set SYNTHETIC_DIR to another disk."
-    try:
-        with files.whole(path, unless) as partial:
-            if partial:
-                need, free = shape.weight_bytes(format), machine.disk(path.parent)
-                if need > 0.98 * free:
-                    raise NotEnoughMemoryError(f"{path.name} takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB of the disk are free: {room}")
-                partial.mkdir()
-                _write_files(shape, format, partial, seed, f"writing {path.name}")
-    except (OSError, SafetensorError) as error:
-        raise NotEnoughMemoryError(f"{path.name} could not be written ({error}): {room}") from None
+    with files.whole(path, unless, shape.weight_bytes(format), "SYNTHETIC_DIR") as partial:
+        if partial:
+            partial.mkdir()
+            _write_files(shape, format, partial, seed, f"writing {path.name}")
 
 
 def _write_files(shape, format, folder, seed, description):

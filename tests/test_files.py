@@ -1,0 +1,87 @@
+"""What is written is there whole or not at all, and two programs do not write the same at once; a function is called in a process of its own."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from helpers import machine, process
+from helpers.errors import NotEnoughMemoryError, PromptError
+from helpers.models import files
+
+
+def slowly(path, counter):
+    """Write a folder in a third of a second, unless it is there; note that it was written."""
+    with files.whole(path, unless=path.is_dir) as partial:
+        if partial:
+            partial.mkdir()
+            time.sleep(0.3)
+            (partial / "content").write_text("all of it")
+            with open(counter, "a") as file:
+                file.write("x")
+
+
+def test_two_programs_write_one_after_the_other_and_the_second_finds_it(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=slowly, args=(tmp_path / "folder", tmp_path / "counter")) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "x" and sorted(path.name for path in tmp_path.iterdir()) == ["counter", "folder"]
+
+
+def test_who_holds_the_lock_and_dies_keeps_nobody_waiting(tmp_path):
+    worker = multiprocessing.get_context("spawn").Process(target=slowly, args=(tmp_path / "folder", tmp_path / "counter"))
+    worker.start()
+    while not (tmp_path / "folder.partial").exists():
+        time.sleep(0.01)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    slowly(tmp_path / "folder", tmp_path / "counter")
+    assert (tmp_path / "folder" / "content").read_text() == "all of it" and not (tmp_path / "folder.partial").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "figures.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(error), files.whole(path) as partial:
+        partial.write_text("{half")
+        raise error
+    assert path.read_text(encoding="utf-8") == '{"a": 1}\n' and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(path, {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(NotEnoughMemoryError, match=r"x could not be written \(\[Errno 28\] full\): make room, or set HERE to another disk"):
+        with files.whole(tmp_path / "x", need=1, setting="HERE"):
+            raise OSError(28, "full")
+    monkeypatch.setattr(machine, "disk", lambda _: 10)
+    with pytest.raises(NotEnoughMemoryError, match="takes 1.0 GB and 0.0 GB of the disk are free"), files.whole(tmp_path / "x", need=1e9):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def work(job):
+    print("this is no answer")
+    if job == "refuse":
+        raise PromptError("The prompt is empty: give one.")
+    if job == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"job": job, "pid": os.getpid()}
+
+
+def test_a_function_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    answer = process.call("test_files.work", {"text": "é", "none": None})
+    assert answer["job"] == {"text": "é", "none": None} and answer["pid"] != os.getpid()
+    with pytest.raises(PromptError, match="^The prompt is empty: give one.$"):
+        process.call("test_files.work", "refuse")
+    with pytest.raises(process.ProcessError, match="^The worker was killed, most likely because the memory ran out"):
+        process.call("test_files.work", "die", "The worker")
