@@ -4,12 +4,15 @@
 # make data   build the small models in data/ again from their seed
 # make badges REPOSITORY=owner/name   write the course's address on GitHub into badges, links and set-up cells
 # make replica LIST=freeze.txt [PYTHON_VERSION=3.13]   run every notebook in an environment built from a platform's pip freeze
+# make t4     compile, without a GPU, what the course would compile on a T4   (T4_PYTHON=environment/bin/python with CUDA's torch)
+# make gpu    on a machine with a CUDA GPU: all tests that need one, and a run of the four steps to contribute   (WHEELS=folder: offline)
+# make static look up every call of torch and transformers in the installed versions
 # make clean  delete .venv (your results stay)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lab data badges replica clean
+.PHONY: run test lab data badges replica t4 gpu static clean
 
 run: .venv/ready
 	@$(BIN)/python -m helpers.run
@@ -28,7 +31,16 @@ badges: .venv/ready
 	@$(BIN)/python -m helpers.badges "$(REPOSITORY)"
 
 replica: .venv/tools
-	@$(BIN)/python tests/replica.py $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION))
+	@$(BIN)/python tests/replica.py $(LIST) $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION)) $(if $(FOLDER),--folder $(FOLDER))
+
+t4: .venv/tools
+	@$(BIN)/python -m tools.t4 $(if $(T4_PYTHON),--python $(T4_PYTHON)) $(if $(CAPABILITY),--capability $(CAPABILITY))
+
+gpu:
+	@$(PYTHON) -m tools.gpu $(if $(WHEELS),--wheels $(WHEELS))
+
+static: .venv/ready
+	@$(or $(PYTHON_OF),$(BIN)/python) -m tools.static
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "This course needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: name another one, e.g. make run PYTHON=python3.12" % v)'

@@ -30,6 +30,7 @@ ORDER = ("exllama_v2", "triton", "torch")  # on a GPU: the fastest first
 NAMES = {"exllama_v2": "ExLlamaV2", "triton": "Triton", "torch": "plain PyTorch", "marlin": "Marlin", "torch_aten": "ATen's CPU kernel"}
 COMPILED = {"exllama_v2": ("exllamav2", "half a minute to a minute on two cores"), "marlin": ("marlin_fp16", "ten minutes or more on two cores")}
 MARLIN_CAPABILITY = (8, 0)
+_failed = {}  # kernel: why it could not be made ready in this process; the library does not try again either
 _used = weakref.WeakKeyDictionary()  # model: sentence on the kernel that it was loaded with
 
 
@@ -88,7 +89,7 @@ def plan(settings, capability=None, asked=""):
         return Plan([asked])
     found = Plan([], {})
     for kernel in (asked,) if asked else ORDER:
-        if why := _unsupported(kernel, settings, capability) or _cannot_be_compiled(kernel):
+        if why := _unsupported(kernel, settings, capability) or _failed.get(kernel) or _cannot_be_compiled(kernel):
             found.left_out[kernel] = why
         else:
             found.kernels.append(kernel)
@@ -178,10 +179,11 @@ def make_ready(kernel):
 
     _bring_kept(extension)
     try:
-        with machine.waiting(f"Compiling the GPU kernel {NAMES[kernel]}, once on this machine, usually {usually}"), machine.quiet(keep_stderr=True):
+        with machine.quiet(keep_stderr=True, show=f"Compiling the GPU kernel {NAMES[kernel]}, once on this machine, usually {usually}"):
             extensions.load(name=extension)
     except Exception as error:  # whatever a build can raise: the next kernel takes over
-        return f"its compilation failed ({_what_failed(str(error))})"
+        _failed[kernel] = f"its compilation failed ({_what_failed(str(error))})"
+        return _failed[kernel]
     _keep(extension)
     return ""
 
@@ -189,11 +191,11 @@ def make_ready(kernel):
 def _what_failed(log):
     """The compiler's own words in ``log``, in one line: its first error, else the build's first line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in lines:
-        if re.search(r"\b(fatal )?error\b\s*(:|#|C\d)", line, flags=re.I) and not line.startswith(("-", "Extension load failed")):
+    for line in lines:  # of a compiler: "file(70): error: …", "fatal error: x.h: …", "error C2039: …"; of a linker: "cannot find -l…"
+        if re.search(r"\berror( C\d+)?: |: cannot find -l", line) and not line.startswith("-"):
             return line[:300]
     said = next((line for line in lines if not line.startswith("Extension load failed")), "no reason given")
-    return said.split(" | ")[0].removeprefix("- ")[:300]
+    return re.sub(r"^- .*? JIT extension: ", "", said.split(" | ")[0])[:300]
 
 
 def _cache(extension):

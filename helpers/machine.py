@@ -121,13 +121,13 @@ def host_memory():
 
 
 @contextlib.contextmanager
-def quiet(keep_stderr=False):
-    """Hide what the libraries print on import and while loading; progress bars (stderr) stay with ``keep_stderr``."""
+def quiet(keep_stderr=False, show=""):
+    """Hide what the libraries print on import and while loading; progress bars (stderr) stay with ``keep_stderr``. show: see ``waiting``."""
     for name in ("torchao", "torch.utils._pytree", "gptqmodel", "transformers", "optimum"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        with contextlib.nullcontext() if keep_stderr else contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.nullcontext() if keep_stderr else contextlib.redirect_stderr(io.StringIO()), waiting(show) if show else contextlib.nullcontext():
             yield
 
 

@@ -12,6 +12,10 @@ from helpers import ledger, loading, run  # noqa: E402
 from helpers.models import choose  # noqa: E402
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA GPU; make gpu runs these")
+
+
 @pytest.fixture(scope="session")
 def run_results():
     """Folder with the results of notebooks 01 to 05: those that nbmake has just run, else they run now."""

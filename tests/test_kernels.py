@@ -26,6 +26,7 @@ def gpu(monkeypatch):
 
     def make(capability=(7, 5), missing=(), builds=(), **others):
         mock(monkeypatch, capability, **others)
+        monkeypatch.setattr(kernels, "_failed", {})
         monkeypatch.setattr(kernels, "missing_tools", lambda: list(missing))
         compiled = []
         kernels.library()
@@ -114,6 +115,19 @@ def test_a_compilation_that_fails_says_what_failed_and_the_next_kernel_takes_ove
     plan = kernels.ready(kernels.plan(GPTQ, (7, 5)))
     assert plan.kernel == "triton" and "foo.cu(70): error: identifier is undefined" in plan.sentence and "missing" not in plan.sentence
     assert "its compilation failed (foo.cu(70): error: identifier is undefined)" in capsys.readouterr().out
+    assert kernels.plan(GPTQ, (7, 5)).kernel == "triton"  # the next load does not ask for it again
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [("- exllamav2: ExLlamaV2 GPTQ: failed to build torch.ops JIT extension: The detected CUDA version (13.0) mismatches the version that was used to compile PyTorch (12.8).\n"
+      " | build_root=/root", "The detected CUDA version (13.0) mismatches the version that was used to compile PyTorch (12.8)."),
+     ("[1/2] nvcc -MD -DTORCH -o x.o\n/usr/bin/ld: cannot find -lcudart: No such file or directory\ncollect2: error: ld returned 1 exit status",
+      "/usr/bin/ld: cannot find -lcudart: No such file or directory"),
+     ("a.h:10:10: fatal error: cusparse.h: No such file or directory", "a.h:10:10: fatal error: cusparse.h: No such file or directory"), ("", "no reason given")],
+)  # fmt: skip
+def test_the_compilers_own_words(log, said):
+    assert kernels._what_failed(f"Extension load failed:\n{log}") == said
 
 
 def test_a_kernel_that_fails_while_loading_is_replaced(gpu, monkeypatch, capsys):
