@@ -25,7 +25,7 @@ LIKE_STEPS = ("", "1", "2", "3", "4", "fp16", "nf4", "13b-bf16", "13b-int8", "13
 
 
 class EstimateError(CourseError, ValueError):
-    """A calculation that was asked for with a value that makes no sense."""
+    """A calculation that was asked for with a value that makes no sense. First used in notebook 07."""
 
 
 def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
@@ -36,7 +36,7 @@ def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
     1995, https://www.cs.virginia.edu/stream/); unlike STREAM, nothing is written. A ``size`` that fits into a cache gives the cache's
     bandwidth: a small model is read from there as well. size: kept between 1 MiB and 512 MiB, and below a quarter of the free memory.
     On a CPU, all threads and one thread are both tried, because on a busy machine threads wait for each other. Raises DeviceError if
-    there is no such device. device: as for machine.get_device.
+    there is no such device. device: as for machine.get_device. First used in notebook 07.
     """
     import torch
 
@@ -59,6 +59,7 @@ def flops(device=None, dtype=None, clock=time.perf_counter):
 
     Best of several products of two square matrices, 2 x n^3 operations each (Williams, Waterman and Patterson, 2009, "Roofline",
     https://doi.org/10.1145/1498765.1498785). dtype: a torch.dtype, by default bfloat16. Raises DeviceError if there is no such device.
+    First used in notebook 07.
     """
     import torch
 
@@ -121,13 +122,13 @@ def _give_back(device):
 
 
 def models():
-    """Return {name: Shape} of the models that the calculator knows: Llama-2's and those of ``data/published_speed.json``."""
+    """Return {name: Shape} of the models that the calculator knows: Llama-2's and those of ``data/published_speed.json``. First used in notebook 07."""
     others = json.loads(PUBLISHED.read_text(encoding="utf-8"))["models"]
     return {f"Llama-2 {name}": shape for name, shape in LLAMA_2.items()} | {name: GroupedShape(**sizes) for name, sizes in others.items()}
 
 
 def machines():
-    """Return {name: machine}; a machine is a dict: name, memory in GB, bandwidth in GB/s, tflops and capability or None, source."""
+    """Return {name: machine}; a machine is a dict: name, memory in GB, bandwidth in GB/s, tflops and capability or None, source. First used in notebook 07."""
     return {machine["name"]: machine for machine in json.loads(HARDWARE.read_text(encoding="utf-8"))["machines"]}
 
 
@@ -171,7 +172,7 @@ def step_bytes(shape, format, context, batch=1, group_size=128):
 
 
 def crossover(shape, format):
-    """Tokens of context (all sequences together) from which on the KV cache is as many bytes to read as the weights."""
+    """Tokens of context (all sequences together) from which on the KV cache is as many bytes to read as the weights. First used in notebook 07."""
     return shape.read_bytes(format) / shape.kv_bytes_per_token
 
 
@@ -210,7 +211,7 @@ def refusal(row, rows):
 def steps(tier, **options):
     """Return {number: row} of the article's four steps on ``tier`` and this machine, see ledger.steps, each with its floor and operations.
 
-    floor_bytes: of the weights and the KV cache at half of the answer. operations: of one token, in floating point.
+    floor_bytes: of the weights and the KV cache at half of the answer. operations: of one token, in floating point. First used in notebook 07.
     """
     rows = ledger.steps(tier, STEPS, **options)
     for number, row in rows.items():
@@ -263,6 +264,7 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
 
     context: tokens in the KV cache of each sequence. batch: sequences at a time. machine: a dict with name, memory (GB), bandwidth (GB/s),
     tflops (or None) and cards (default 1). efficiency: floor / measured TPOT of a run, or None. Raises EstimateError or UnknownFormatError.
+    First used in notebook 07.
     """
     for name, value in {"context": context, "batch": batch}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -283,7 +285,7 @@ def efficiencies(rows, with_recorded=False):
     """Return {format: (share, row)}: floor / measured TPOT of the best matching of ``rows`` for each format; formats without one are absent.
 
     Only full-size shapes count (not the embedded models), batch 1, and steps as they are usually run; of these the largest model, the
-    reader's own before a recorded one, the newest. with_recorded: whether the recorded runs' rows count too.
+    reader's own before a recorded one, the newest. with_recorded: whether the recorded runs' rows count too. First used in notebook 07.
     """
     found, rows = {}, [*rows, *(ledger.recorded_rows() if with_recorded else ())]
     for row in sorted(rows, key=lambda r: (r["parameters"], "recorded" not in r, r["date"])):
@@ -294,7 +296,7 @@ def efficiencies(rows, with_recorded=False):
 
 
 def where(row):
-    """Say which run ``row`` is from."""
+    """Say which run ``row`` is from. First used in notebook 07."""
     who = f"recorded run {row['recorded']}" if "recorded" in row else "measured here"
     return f"{row['title']}, {row['tier']}, {row['device']}, {who}, {row['date'][:10]}"
 
@@ -303,7 +305,7 @@ def calculator(efficiency=None, machine=None):
     """Return the calculator, an ipywidgets.VBox (ipywidgets 7 and 8): five controls, and the result below them as text.
 
     efficiency: what ``efficiencies`` returned, or None. machine: one that is added to those of ``machines``, e.g. this one.
-    The last child is the result (ipywidgets.HTML); a value that makes no sense is answered there with one sentence.
+    The last child is the result (ipywidgets.HTML); a value that makes no sense is answered there with one sentence. First used in notebook 07.
     """
     import ipywidgets
 

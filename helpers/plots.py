@@ -22,17 +22,17 @@ KEYS = {"CPU total": "cpu_total_s", "wall": "wall_s"}
 
 
 def source(row):
-    """Where ``row`` was measured, for a title: the tier and the device of a ledger row, or the article's platform."""
+    """Where ``row`` was measured, for a title: the tier and the device of a ledger row, or the article's platform. First used in notebook 05."""
     return f"{TIERS[row['tier']]}, {row['device']}" if "tier" in row else "the article: Llama-2 on a T4, October 2023"
 
 
 def where(row):
-    """Tier and device of ``row`` for a title; of a recorded run with the date, so that it is never taken for the reader's own."""
+    """Tier and device of ``row`` for a title; of a recorded run with the date, so that it is never taken for the reader's own. First used in notebook 06."""
     return f"recorded on {row['date'][:10]}: {source(row)}" if row.get("recorded") else source(row)
 
 
 def label(number, rows):
-    """Name of step ``number`` in tables and charts of ``rows`` ({step: row}), e.g. "1: 7B 8-bit", or "1: small 8-bit"."""
+    """Name of step ``number`` in tables and charts of ``rows`` ({step: row}), e.g. "1: 7B 8-bit", or "1: small 8-bit". First used in notebook 04."""
     if "title" in rows.get(number, {}):
         return f"{number}: {rows[number]['title']}"
     tier = next((row["tier"] for row in rows.values() if "tier" in row), "hub")  # not measured yet, or the article's
@@ -40,7 +40,7 @@ def label(number, rows):
 
 
 def comparison_table(rows):
-    """Return the cumulative table (pandas.DataFrame, one line a step) of ledger ``rows`` ({step: row})."""
+    """Return the cumulative table (pandas.DataFrame, one line a step) of ledger ``rows`` ({step: row}). First used in notebook 01."""
     import pandas as pd
 
     lines = {
@@ -75,7 +75,7 @@ def times(row):
 def comparison_chart(rows, save_as=None):
     """Draw CPU total and wall of the cold call for each step in ``rows`` ({step: row}); steps not measured yet keep their place.
 
-    The title names tier and device. Returns what a notebook shows, see ``show``.
+    The title names tier and device. Returns what a notebook shows, see ``show``. First used in notebook 01.
     """
     place = source(next(iter(rows.values()))) if rows else "nothing measured yet"
     chart, axes = figure(f"First call of generate, 15 new tokens\n{place}", "", "")

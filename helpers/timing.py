@@ -280,7 +280,7 @@ def score(prediction, call):
 
 
 def guess(prediction, actual):
-    """Say in a sentence how near the reader's ``prediction`` (a number, or None) is to ``actual``."""
+    """Say in a sentence how near the reader's ``prediction`` (a number, or None) is to ``actual``. First used in notebook 07."""
     return f"You said {prediction:g}: {closeness(prediction, actual)}." if prediction and prediction > 0 else "(You made no prediction.)"
 
 

@@ -138,7 +138,7 @@ def _against_bf16(rows, number):
 
 
 def markdown(table):
-    """A DataFrame as a Markdown table, columns aligned for reading in a terminal."""
+    """A DataFrame as a Markdown table, columns aligned for reading in a terminal. First used in notebook 09."""
     cells = [[table.index.name, *table.columns], *([str(i), *map(str, r)] for i, r in zip(table.index, table.to_numpy()))]
     cells = [[c.replace("|", "\\|") for c in line] for line in cells]
     widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]

@@ -71,13 +71,15 @@ def advice(context=512):
 
 def advice_verdicts(context=512):
     """Return what ``advice`` says about two RTX 3090 against one RTX 4090, the M2 Ultra and the T4, as sentences, each computed."""
+    pair = json.loads(limits.PUBLISHED.read_text(encoding="utf-8"))["two_cards"]
+    two_cards = f"Published by {pair['engine'].split(',')[0]}: {pair['two'] / pair['one']:.2f} times with two {pair['machine']} ({pair['source']})."
     rows, (one, turns, divided, ada, mac, t4) = advice(context), advice_machines()
     both = {key: row for key, row in rows.items() if row[turns] and row[ada]}
     slow, fast = ([row[name].floor_tokens_per_s / row[ada].floor_tokens_per_s for row in both.values()] for name in (turns, divided))
     holds = "holds" if min(slow) > 1 else "does not hold"
     said = [
         f"Speed, layers in turn: two RTX 3090 allow {min(slow):.2f} times the tokens a second of one RTX 4090. That they are faster {holds}.",
-        f"Speed, layers divided: {min(fast):.2f} times at best; how much of it arrives depends on the link between the cards. {_two_cards()}",
+        f"Speed, layers divided: {min(fast):.2f} times at best; how much of it arrives depends on the link between the cards. {two_cards}",
         f"Memory: fits on two RTX 3090 and not on one RTX 4090: {_only(rows, turns, ada)}.",
         f"M2 Ultra: fits on it and not on two RTX 3090: {_only(rows, mac, turns)}. What fits on both can run at "
         f"{_range(rows, mac, turns)} times the speed of two RTX 3090 with layers in turn.",
@@ -95,8 +97,3 @@ def _range(rows, here, there):
     ratios = [row[here].floor_tokens_per_s / row[there].floor_tokens_per_s for row in rows.values() if row[here] and row[there]]
     low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
     return low if low == high else f"{low} to {high}"
-
-
-def _two_cards():
-    pair = json.loads(limits.PUBLISHED.read_text(encoding="utf-8"))["two_cards"]
-    return f"Published by {pair['engine'].split(',')[0]}: {pair['two'] / pair['one']:.2f} times with two {pair['machine']} ({pair['source']})."

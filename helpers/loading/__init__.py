@@ -25,7 +25,7 @@ def load_arguments(step, device=None):
     transformers); GPTQ's activations are bfloat16 on a CPU, where float16 arithmetic is slow; GPTQ's kernel on a GPU is named
     (``kernels``); only safetensors files are read; and the device is named in full. Where no ``device`` is asked for and the first GPU
     is too small, as many GPUs as it needs share the model. Raises DeviceError if ``device`` is not there, or a kernel that was asked for
-    cannot work on it.
+    cannot work on it. First used in notebook 13.
     """
     return _arguments(step, device)[0]
 
@@ -143,7 +143,8 @@ def _load(step, arguments, before, plan=None):
         free_caches()
         raise problem
     after = machine.in_use(device)
-    _loaded.update(parts=[weakref.ref(part) for part in _parts(model)], after=after, device=device)
+    parts = (*model.modules(), *model.parameters(), *model.buffers())  # all that can be held by itself
+    _loaded.update(parts=[weakref.ref(part) for part in parts], after=after, device=device)
     if plan is not None:
         print(f"GPTQ kernel {kernels.remember(model, plan)}.")
     print(f"Weights: {weight_bytes(model) / 1e6:,.1f} MB. {_place(device)}: {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB after.")
@@ -152,7 +153,7 @@ def _load(step, arguments, before, plan=None):
 
 def _why_not(error, step, device, plan, report):
     """The error to raise because loading ``step`` ended in ``error``."""
-    said = _first_line(error)
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
     by_kernel = any(Path(frame.filename).is_relative_to(_package("gptqmodel")) for frame in traceback.extract_tb(error.__traceback__))
     if plan is not None and plan.kernel and by_kernel:
         return KernelError(f"{kernels.NAMES[plan.kernel]} failed while {step.title} was loaded ({said}).")
@@ -230,11 +231,6 @@ def release():
     return now
 
 
-def _parts(model):
-    """The model, its layers and their tensors: all that can be held by itself."""
-    return [*model.modules(), *model.parameters(), *model.buffers()]
-
-
 def _first_device(arguments):
     """The device of the embedding table: the only one, or the first of several GPUs."""
     where = arguments["device_map"]
@@ -242,7 +238,7 @@ def _first_device(arguments):
 
 
 def weight_bytes(model):
-    """Bytes of all tensors that ``model`` would save: weights, and the scales and indices of its quantised layers."""
+    """Bytes of all tensors that ``model`` would save: weights, and the scales and indices of its quantised layers. First used in notebook 10."""
     return sum(t.numel() * t.element_size() for t in _stored(model).values())
 
 
@@ -262,10 +258,6 @@ def _stored(module):
 def read_tensor(step, name):
     """Return the tensor ``name`` as it stands in ``step``'s checkpoint file, on the CPU, before any library has touched it."""
     return files.read_tensor(step.folder, name)
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _place(device):

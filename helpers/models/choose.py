@@ -117,7 +117,7 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
 
     tier: one of TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load
     instead of the tier's, in the same format; its tier is "own", unless it is one of LIKE_FOR_LIKE. Raises UnknownStepError,
-    UnknownTierError or CheckpointError.
+    UnknownTierError or CheckpointError. First used in notebook 01.
     """
     if number in VARIANTS:
         step, names = VARIANTS[number], {"number": 0, "name": number}
@@ -156,7 +156,7 @@ def bring(step):
 
 
 def describe(step):
-    """Return a table (pandas.DataFrame, one column) of what a step loads, from where, and how large it is; print the step's note."""
+    """Return a table (pandas.DataFrame, one column) of what a step loads, from where, and how large it is; print the step's note. First used in notebook 01."""
     import pandas as pd
 
     shape = step.shape
@@ -182,7 +182,7 @@ def check_step(step, device):
 def check_memory(weights, device=None, beside=OVERHEAD):
     """Raise NotEnoughMemoryError if ``weights`` bytes and ``beside``, what comes with them, are more than is free on ``device``.
 
-    device: as for machine.get_device. Raises DeviceError if this machine has not got it.
+    device: as for machine.get_device. Raises DeviceError if this machine has not got it. First used in notebook 10.
     """
     device = machine.get_device(device)
     need, free = weights + beside, machine.free_memory(device)

@@ -346,16 +346,13 @@ def _fetch_file(repository, file, commit, revision):
         with open(part, "ab") as target:
             url = hf_hub_url(repository, file.rfilename, revision=commit)
             http_get(url, target, resume_size=target.tell(), headers=build_hf_headers(), expected_size=file.lfs.size, displayed_filename=file.rfilename)
-        if _sha256(part) != file.lfs.sha256:
+        with open(part, "rb") as written:
+            arrived = hashlib.file_digest(written, "sha256").hexdigest()
+        if arrived != file.lfs.sha256:
             part.unlink()
             raise CheckpointError(f"{file.rfilename} of {repository} arrived damaged and was thrown away: run the cell again to fetch it anew.")
         part.replace(blobs / file.lfs.sha256)
     hf_hub_download(repository, file.rfilename, revision=revision)
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _try(action, repository, state=""):
