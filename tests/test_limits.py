@@ -43,7 +43,7 @@ def test_shapes_with_shared_keys_and_values():
 def test_fits_and_does_not_fit():
     shape = MODELS["Llama-2 7B"]
     needed = limits.estimate(shape, "gptq", 512, 1, T4).needed
-    assert needed == shape.weight_bytes("gptq") + 512 * 524_288 + 0.8e9
+    assert needed == shape.weight_bytes("gptq") + 512 * 524_288 + 0.8e9 + shape.exllama_bytes  # the scratch space of GPTQ's kernel
     for memory, verdict in ((needed / 0.89e9, choose.FITS), (needed / 0.95e9, choose.TIGHT), (needed / 1.01e9, choose.TOO_LARGE)):
         assert limits.estimate(shape, "gptq", 512, 1, T4 | {"memory": memory}).fits == verdict
     assert limits.estimate(shape, "fp16", 4096, 8, T4).fits == choose.TOO_LARGE

@@ -62,11 +62,14 @@ print("\\n".join([f"{{name}}=={{pin}}" for name, pin in wanted.items() if setup.
     with tempfile.TemporaryDirectory() as folder:
         frozen = Path(folder) / "constraints.txt"
         listing = subprocess.run([str(BIN / "python"), "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"], capture_output=True, text=True, check=True)
-        frozen.write_text(listing.stdout, encoding="utf-8")
+        keep = [line for line in listing.stdout.splitlines() if not line.startswith(("pip==", "setuptools=="))]  # these two are the environment's own
+        frozen.write_text("\n".join(keep), encoding="utf-8")
         offline = ["--no-index", "--find-links", str(wheels)] if wheels else []
         pip = [str(BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", str(frozen), *offline]
-        if subprocess.run([*pip, *missing]).returncode and subprocess.run([*pip, "--no-deps", *missing]).returncode:
-            sys.exit(f"These packages could not be added: {', '.join(missing)}. Without a network, put their wheels into a folder: make gpu WHEELS=folder")
+        tries = (subprocess.run([*pip, *how, *missing], capture_output=True, text=True) for how in ([], ["--no-deps"]))
+        if all((last := done).returncode for done in tries):
+            said = (last.stderr.strip() or "no reason given").splitlines()[-1]
+            sys.exit(f"These packages could not be added ({said}): {', '.join(missing)}. Without a network, put their wheels into a folder: make gpu WHEELS=folder")
 
 
 def inside(minutes, into=None):
