@@ -1,6 +1,6 @@
 """What machine is this? Platform, GPU, memory, disk, how busy it is, and what it prints while it works.
 
-The GPUs are asked of their driver, without importing torch, which comes in only where a device is to be used. First used in notebook 10.
+The GPUs are asked of their driver, without importing torch, which comes in only where a device is to be used. First used in notebook 00.
 """
 
 import contextlib

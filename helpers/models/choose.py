@@ -61,12 +61,10 @@ def beside_weights(shape, format):
 
 
 def spread(weights, free, beside=OVERHEAD):
-    """Return the fewest GPUs (list of indices) that hold ``weights`` bytes, the first ones first; free: bytes free on each GPU.
+    """Return the fewest GPUs (list of indices) that hold ``weights`` bytes, the first ones first.
 
-    beside: bytes that each of them needs besides.
-
-    The first GPU alone where it is large enough; [] if all together are too small. Of several, a tenth stays empty: layers are not
-    divided (and bitsandbytes leaves as much).
+    free: bytes free on each GPU; beside: bytes that each of them needs besides. The first GPU alone where it is large
+    enough; [] if all together are too small. Of several, a tenth stays empty: layers are not divided (and bitsandbytes leaves as much).
     """
     for count in range(1, len(free) + 1):
         if weights <= (free[0] - beside if count == 1 else 0.9 * sum(f - beside for f in free[:count])):
@@ -115,9 +113,9 @@ LIKE_FOR_LIKE = ("TheBloke/Llama-2-7B-GPTQ",)  # the base model's GPTQ twin, whe
 def get_step(number, tier=None, checkpoint=None, revision="main"):
     """Return step ``number`` (1 to 4, or a name in catalogue.VARIANTS) as a Chosen, with the checkpoint that this machine can use.
 
-    tier: one of TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load
-    instead of the tier's, in the same format; its tier is "own", unless it is one of LIKE_FOR_LIKE. Raises UnknownStepError,
-    UnknownTierError or CheckpointError. First used in notebook 01.
+    tier: one of TIERS, "auto", or None for the environment variable TIER. checkpoint: a Hub id or a folder to load instead of the tier's,
+    in the same format; its tier is "own", unless it is one of LIKE_FOR_LIKE. Raises UnknownStepError, UnknownTierError or
+    CheckpointError. First used in notebook 01.
     """
     if number in VARIANTS:
         step, names = VARIANTS[number], {"number": 0, "name": number}

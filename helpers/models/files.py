@@ -1,6 +1,6 @@
 """Is a checkpoint's folder complete? Its files read, and files and folders written whole or not at all.
 
-First used in notebook 11.
+First used in notebook 01.
 """
 
 import contextlib
