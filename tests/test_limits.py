@@ -1,11 +1,13 @@
 """What the hardware allows: the floors, the calculator and its widgets, published figures, the article's advice, the measured roofs."""
 
 import json
+import time
 from itertools import count
 
 import pytest
+from support.book import functions
 
-from helpers import ledger, limits
+from helpers import ledger, limits, timing
 from helpers.article import published
 from helpers.models import catalogue, choose
 from helpers.models.catalogue import LLAMA_2
@@ -105,6 +107,33 @@ def test_which_run_gives_the_efficiency():
 def test_recorded_rows_name_their_run():
     found = ledger.recorded_rows()
     assert found and {r["recorded"] for r in found} >= {"cpu-2-cores"}
+
+
+@pytest.fixture(scope="module")
+def book():
+    """The functions that notebook 07 defines, by name."""
+    return functions("07")
+
+
+@pytest.mark.parametrize("bend", [4, 20])
+def test_knee_of_a_roofline(book, bend):
+    counts = [2**n for n in range(9)]
+    assert book["knee"](counts, [max(1.0, n / bend) for n in counts]) == pytest.approx(bend)
+    assert book["knee"](counts, [1 + n / 1000 for n in counts]) is None
+
+
+def test_sweep_takes_the_best_of_three_and_ends_in_time(book, monkeypatch):
+    times = {1: iter([3, 1, 2]), 2: iter([1, 1, 1]), 4: iter([50, 40, 60]), 8: iter([])}
+    assert book["sweep"]([1, 2, 4, 8], lambda n: next(times[n])) == ([1, 2, 4], [1, 1, 40])
+    ticks = count(step=11)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    assert book["sweep"]([1, 2, 4, 8], float, longest=100) == ([1, 2], [1, 2])  # 10 seconds are spent
+
+
+def test_score():
+    assert timing.guess(None, 8) == timing.guess(0, 8) == "(You made no prediction.)"
+    assert timing.guess(9, 8) == "You said 9: well predicted."
+    assert "2.0 times too high" in timing.guess(16, 8) and "4.0 times too low" in timing.guess(2, 8)
 
 
 def test_published_figures():

@@ -1,6 +1,5 @@
 """GPTQ as notebook 10 builds it against equations written out, and against gptqmodel; checkpoints, model card and upload with their faults."""
 
-import ast
 import base64
 import hashlib
 import json
@@ -11,11 +10,11 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import nbformat
 import pytest
 import test_hub
+from support.book import functions
 
-from helpers import ROOT, loading, quality, quantise
+from helpers import loading, quality, quantise
 from helpers.errors import CheckpointError
 from helpers.models import catalogue, choose
 
@@ -25,15 +24,7 @@ LAYER = "model.layers.0.self_attn.q_proj"
 @pytest.fixture(scope="module")
 def book():
     """The functions that notebook 10 defines, by name."""
-    import torch
-
-    names = {"torch": torch}
-    cells = nbformat.read(ROOT / "notebooks" / "10_quantise_it_yourself.ipynb", as_version=4).cells
-    for cell in cells:
-        for node in ast.parse(cell.source).body if cell.cell_type == "code" else ():
-            if isinstance(node, ast.FunctionDef) and node.name not in ("try_gptq", "score"):
-                exec(compile(ast.Module([node], []), "notebook 10", "exec"), names)
-    return names
+    return functions("10", without=("try_gptq", "score"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,20 @@
+"""The functions that a notebook defines, for tests of what stands in its cells."""
+
+import ast
+import json
+import time
+
+import torch
+
+from helpers import ROOT
+
+
+def functions(number, without=()):
+    """{name: function} of all that notebook ``number`` defines, but for ``without``; nothing else of it runs."""
+    names = {"torch": torch, "time": time}
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
+            if isinstance(node, ast.FunctionDef) and node.name not in without:
+                exec(compile(ast.Module([node], []), path.stem, "exec"), names)
+    return names
