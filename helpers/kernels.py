@@ -94,9 +94,13 @@ def plan(settings, capability=None, asked=""):
         else:
             found.kernels.append(kernel)
     if asked and found.left_out:
-        raise DeviceError(f"{NAMES[asked]} cannot be used here: {found.left_out[asked]}. Leave it out, or take step 3: the course then chooses a kernel that can.")
+        raise DeviceError(
+            f"{NAMES[asked]} cannot be used here: {found.left_out[asked]}. Leave it out, or take step 3: the course then chooses a kernel that can."
+        )
     if not found.kernels:
-        raise DeviceError(f"No kernel can read this GPTQ checkpoint on this GPU: {_reasons(found.left_out)}. Take another checkpoint of the model, or load it on the CPU.")
+        raise DeviceError(
+            f"No kernel can read this GPTQ checkpoint on this GPU: {_reasons(found.left_out)}. Take another checkpoint of the model, or load it on the CPU."
+        )
     return found
 
 
@@ -219,7 +223,9 @@ def _keep(extension):
         try:
             _copy(_cache(extension), Path(kept) / extension)
         except OSError as error:
-            print(f"The compiled kernel could not be kept in KERNELS_DIR={kept} ({error.strerror}); it works all the same, and is compiled again on the next machine.")
+            print(
+                f"The compiled kernel could not be kept in KERNELS_DIR={kept} ({error.strerror}); it works all the same, and is compiled again on the next machine."
+            )
 
 
 def _copy(source, target):

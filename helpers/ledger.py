@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 
@@ -23,9 +23,25 @@ from helpers.timing import measure
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
 REQUIRED = {
-    "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str, "prompt": str,
-    "completion": str, "new_tokens": int, "parameters": int, "weight_bytes": int, "read_bytes": int, "user_s": float, "sys_s": float, "cpu_total_s": float,
-    "wall_s": float, "ttft_s": float,
+    "schema": int,
+    "date": str,
+    "step": int,
+    "title": str,
+    "tier": str,
+    "device": str,
+    "checkpoint": str,
+    "format": str,
+    "prompt": str,
+    "completion": str,
+    "new_tokens": int,
+    "parameters": int,
+    "weight_bytes": int,
+    "read_bytes": int,
+    "user_s": float,
+    "sys_s": float,
+    "cpu_total_s": float,
+    "wall_s": float,
+    "ttft_s": float,
 }
 KNOWN = {"step": {0, *STEPS}, "tier": {*TIERS, "own"}}
 
@@ -62,7 +78,7 @@ def measured(timing, packages=PACKAGES):
     """The part of a row that is the same whatever was measured: ``timing``'s figures, date, machine, versions of ``packages``."""
     return {
         "schema": SCHEMA,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "prompt": timing.prompt,
         "prompt_tokens": timing.prompt_tokens,
         "batch": timing.batch,

@@ -94,7 +94,8 @@ def _kernels(buffer):
     kernels = [buffer.sum, buffer.amax]
     for dtype in (torch.float32, *((torch.float16,) if buffer.is_cuda else ())):  # 16-bit products are slow on many CPUs
         matrix = buffer.view(dtype).view(-1, 4096)
-        kernels.append(lambda matrix=matrix, vector=torch.ones(4096, dtype=dtype, device=buffer.device): matrix @ vector)
+        vector = torch.ones(4096, dtype=dtype, device=buffer.device)
+        kernels.append(lambda matrix=matrix, vector=vector: matrix @ vector)
     return kernels
 
 
@@ -151,12 +152,12 @@ def floor_table(model):
     import pandas as pd
 
     shape, lines = LLAMA_2[model], {}
-    for machine in machines().values():
-        line = {"memory": f"{machine['memory']} GB", "bandwidth": f"{machine['bandwidth']:,} GB/s"}
+    for each in machines().values():
+        line = {"memory": f"{each['memory']} GB", "bandwidth": f"{each['bandwidth']:,} GB/s"}
         for format in ("bf16", "int8", "gptq"):  # the article's
-            fits = shape.weight_bytes(format) <= machine["memory"] * 1e9
-            line[f"{FORMATS[format]}, tokens/s"] = round(machine["bandwidth"] * 1e9 / shape.read_bytes(format), 1) if fits else float("nan")
-        lines[machine["name"]] = line
+            fits = shape.weight_bytes(format) <= each["memory"] * 1e9
+            line[f"{FORMATS[format]}, tokens/s"] = round(each["bandwidth"] * 1e9 / shape.read_bytes(format), 1) if fits else float("nan")
+        lines[each["name"]] = line
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("machine")
 
 
@@ -276,8 +277,19 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     computing = batch * operations(shape, context) / (machine["tflops"] * 1e12) if machine.get("tflops") else 0
     needed, floor = weights + cache + machine.get("cards", 1) * choose.beside_weights(shape, format), max(reading, computing)
     return Estimate(
-        machine["name"], format, context, batch, weights, cache, needed, machine["memory"] * 1e9, choose.verdict(needed, machine["memory"] * 1e9),
-        floor, "reading" if reading >= computing else "computing", efficiency, floor / efficiency if efficiency else None,
+        machine["name"],
+        format,
+        context,
+        batch,
+        weights,
+        cache,
+        needed,
+        machine["memory"] * 1e9,
+        choose.verdict(needed, machine["memory"] * 1e9),
+        floor,
+        "reading" if reading >= computing else "computing",
+        efficiency,
+        floor / efficiency if efficiency else None,
     )
 
 

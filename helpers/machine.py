@@ -54,7 +54,7 @@ class Gpu:
 
 
 def platform_name():
-    """"Google Colab", "Kaggle", or the operating system."""
+    """ "Google Colab", "Kaggle", or the operating system."""
     if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
         return "Google Colab"
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:

@@ -9,7 +9,7 @@ block two models begin to differ. First used in notebook 08.
 import json
 import sys
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from math import exp, inf, sqrt
 from pathlib import Path
 
@@ -166,7 +166,7 @@ def make_row(step, figures, tpot_s=None, device=None, **other):
     row = {
         "title": step.title, "tier": step.tier, "device": device or machine.device_name(), "model": step.model, "format": step.format,
         "weight_bytes": other.get("weight_bytes") or step.bytes, "checkpoint": step.place, "protocol": PROTOCOL,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": {name: installed(name) for name in PACKAGES},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": {name: installed(name) for name in PACKAGES},
         "missing": "",
     }  # fmt: skip
     return row | dict.fromkeys(NUMBERS) | figures | {"tpot_s": tpot_s} | other

@@ -264,11 +264,15 @@ def explain(call):
     if ratio > 1.1:
         lines.append(f"CPU total / wall = {ratio:.2f}: more than 1, so several threads worked at the same time.")
     elif ratio < 0.9:
-        lines.append(f"CPU total / wall = {ratio:.2f}: below 1, so for at least {seconds(call.wall - call.cpu_total)} nothing here worked:"
-                     " it waited for a GPU, a disk, or a processor that others used.")
+        lines.append(
+            f"CPU total / wall = {ratio:.2f}: below 1, so for at least {seconds(call.wall - call.cpu_total)} nothing here worked:"
+            " it waited for a GPU, a disk, or a processor that others used."
+        )
     else:
-        lines.append(f"CPU total / wall = {ratio:.2f}: about 1, as much work as one core does in that time."
-                     " (While it waits for a GPU, the driver may keep a core busy, so waiting can hide in this number.)")
+        lines.append(
+            f"CPU total / wall = {ratio:.2f}: about 1, as much work as one core does in that time."
+            " (While it waits for a GPU, the driver may keep a core busy, so waiting can hide in this number.)"
+        )
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import tempfile
 os.environ["TIER"] = "embedded"
 os.environ["RESULTS_DIR"] = RESULTS = tempfile.mkdtemp(prefix="results-")
 
-import pytest  # noqa: E402
+import pytest
 
 from helpers import ledger, loading
 from helpers.models import choose

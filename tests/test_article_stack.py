@@ -195,7 +195,11 @@ def test_uv_on_path_comes_first(tmp_path, monkeypatch):
 
 
 def test_missing_python(tiny):
-    fails(PackagesError, "no environment with Python 3.99 .No interpreter found.*install that Python, or let uv fetch it.*run this cell again", replace(tiny, python="3.99").build)
+    fails(
+        PackagesError,
+        "no environment with Python 3.99 .No interpreter found.*install that Python, or let uv fetch it.*run this cell again",
+        replace(tiny, python="3.99").build,
+    )
     assert not tiny.folder.exists()
 
 
@@ -311,7 +315,7 @@ def test_a_gpu_that_came_after_the_stack(monkeypatch):
     assert old_stack.too_new("cpu") == ""
     monkeypatch.setattr(machine, "get_device", lambda device: device)
     for capability, words in {(7, 5): "^$", (9, 0): "^$", (10, 0): r"capability 10\.0.*none above 9\.0", (12, 0): r"12\.0"}.items():
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert re.search(words, old_stack.too_new("cuda:0")), capability
 
 

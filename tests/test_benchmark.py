@@ -20,7 +20,15 @@ from helpers.models import catalogue, choose
 from helpers.timing import PROMPT
 
 QUICK = {"repeats": 2, "warmups": 1, "tier": "embedded"}
-OTHER_TOOL = ["optimum-benchmark==0.6.0", "hydra-core==1.3.2", "omegaconf==2.3.0", "antlr4-python3-runtime==4.9.3", "flatten-dict==0.4.2", "six==1.17.0", "colorlog==6.9.0"]
+OTHER_TOOL = [
+    "optimum-benchmark==0.6.0",
+    "hydra-core==1.3.2",
+    "omegaconf==2.3.0",
+    "antlr4-python3-runtime==4.9.3",
+    "flatten-dict==0.4.2",
+    "six==1.17.0",
+    "colorlog==6.9.0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +209,9 @@ def test_another_tool_says_the_same_of_the_same_call():
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *OTHER_TOOL]
         subprocess.run(install, check=True, timeout=300)
         ready.write_text(str(OTHER_TOOL))
-    done = subprocess.run([python, ROOT / "tests" / "support" / "other_tracker.py"], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [python, ROOT / "tests" / "support" / "other_tracker.py"], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     calls = json.loads(done.stdout.splitlines()[-1])
     assert len(calls) == 5

@@ -11,7 +11,11 @@ def evidence(cold, warm, quality=(), **other):
     """Four steps with these first and warm calls (s); time a token and bytes follow from the warm call and the step."""
     rows = {}
     for n, (c, w) in enumerate(zip(cold, warm), start=1):
-        rows[str(n)] = BASE | {"wall_s": c, "warm_wall_s": w, "tpot_s": w / 15, "cpu_total_s": 0.9 * c, "weight_bytes": 100 * n, "weight_bytes_loaded": 200, "title": str(n)} | other
+        rows[str(n)] = (
+            BASE
+            | {"wall_s": c, "warm_wall_s": w, "tpot_s": w / 15, "cpu_total_s": 0.9 * c, "weight_bytes": 100 * n, "weight_bytes_loaded": 200, "title": str(n)}
+            | other
+        )
     return claims.Evidence("here", rows, {k: {"perplexity": p, "protocol": "p", "tier": "hub", "title": k, "tokens": 9} for k, p in quality})
 
 
@@ -60,7 +64,16 @@ def test_calls_that_differ_much_decide_nothing():
 
 
 def test_a_size_of_ones_own_takes_no_steps_place():
-    row = BASE | {"tier": "synthetic", "device": "CPU", "prompt": "A great hobby to have is ", "prompt_tokens": 8, "batch": 1, "new_tokens": 15, "wall_s": 1, "ttft_s": 1}
+    row = BASE | {
+        "tier": "synthetic",
+        "device": "CPU",
+        "prompt": "A great hobby to have is ",
+        "prompt_tokens": 8,
+        "batch": 1,
+        "new_tokens": 15,
+        "wall_s": 1,
+        "ttft_s": 1,
+    }
     row |= {"cpu_total_s": 1, "load_s": 1, "floor_tpot_s": 0.01, "title": "t", "run": "a"}
     four = [row | {"step": n, "variant": "", "title": str(n)} for n in (1, 2, 3, 4)]
     other = [row | {"step": 0, "variant": str(n), "title": f"1.3B {n}", "run": "b"} for n in (1, 2, 3, 4)]

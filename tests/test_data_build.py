@@ -129,6 +129,7 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path):
         def say(line):
             if f"step {limit:5d} of" in line:
                 raise CutOff
+
         return say
 
     whole, losses, _ = train_model(windows, llama_config(shape, 64), plan, 1, tmp_path / "whole.pt", lambda line: None, every=1)

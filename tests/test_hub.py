@@ -172,7 +172,9 @@ def test_without_network_the_cache_will_do(tmp_path):
     assert found["checkpoint"] == META and "from the cache on this disk" in found["note"]
 
 
-@pytest.mark.parametrize("status, words", [(403, "may not read it"), (404, "lacks a file"), (429, "asks you to wait 1 seconds"), (500, "HTTP 500"), (503, "HTTP 503")])
+@pytest.mark.parametrize(
+    "status, words", [(403, "may not read it"), (404, "lacks a file"), (429, "asks you to wait 1 seconds"), (500, "HTTP 500"), (503, "HTTP 503")]
+)
 def test_lasting_refusal_in_the_middle(sharded, tmp_path, status, words):
     """The second shard is refused: the first stays, and a second run fetches the others only."""
     with Hub(sharded) as hub:

@@ -1,5 +1,6 @@
 """Which GPTQ kernel is chosen on which GPU, what is said, and what happens where one fails. The GPUs are mocked, the libraries real."""
 
+import importlib.util
 import os
 import stat
 import subprocess
@@ -104,7 +105,8 @@ def test_without_a_tool_nothing_is_compiled_and_triton_takes_over(gpu, missing):
 
 def test_without_triton_too_plain_torch_takes_over(gpu, monkeypatch):
     gpu(missing=TOOLS)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, find=__import__("importlib").util.find_spec: None if name == "triton" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else find(name))
     found = chosen_by_load(choose.get_step(3))
     assert found.layer == "TorchLinear" and "not Triton, because the package triton is missing" in found.plan.sentence
 

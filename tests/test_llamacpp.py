@@ -137,7 +137,16 @@ def test_measured_like_the_steps(server, files, tmp_path, capsys):
 
 def rows():
     """A row of a step and one of another engine, with times of their own."""
-    base = {"tier": "embedded", "device": "CPU", "prompt": timing.PROMPT, "new_tokens": 15, "wall_s": 1.0, "warm_wall_s": 0.5, "warm_ttft_s": 0.1, "weight_bytes": 10**6}
+    base = {
+        "tier": "embedded",
+        "device": "CPU",
+        "prompt": timing.PROMPT,
+        "new_tokens": 15,
+        "wall_s": 1.0,
+        "warm_wall_s": 0.5,
+        "warm_ttft_s": 0.1,
+        "weight_bytes": 10**6,
+    }
     step = base | {"title": "small bf16", "tpot_s": 0.004, "decode_tokens_per_s": 250.0, "read_bytes": 8 * 10**6}
     other = base | {"title": "small Q4_0 (llama.cpp)", "engine": "llama.cpp", "tpot_s": 0.001, "decode_tokens_per_s": 1000.0, "read_bytes": 2 * 10**6}
     return step, other

@@ -229,9 +229,7 @@ def test_layers_read_what_the_new_weights_make(small):
     assert quantise.walk(changed, windows[:3], lambda inputs: inputs, choose) is changed
     assert list(handed) == [f"model.layers.{n}.{name}" for n in range(4) for names in quantise.TOGETHER for name in names]
     seen = {}
-    hooks = [
-        changed.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].flatten(0, 1)})) for name in handed
-    ]
+    hooks = [changed.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].flatten(0, 1)})) for name in handed]
     with torch.no_grad():
         changed(windows[:3])
     for hook in hooks:
@@ -424,7 +422,9 @@ class Taker(BaseHTTPRequestHandler):
             hub["private"].setdefault(name, bool(about.get("private") or about.get("visibility") == "private"))
             return self.answer(409 if known else 200, {"url": f"https://huggingface.co/{name}"})
         if "/preupload/" in path:
-            modes = [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular", "shouldIgnore": False} for f in about["files"]]
+            modes = [
+                {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular", "shouldIgnore": False} for f in about["files"]
+            ]
             return self.answer(200, {"files": modes})
         if path.endswith("/info/lfs/objects/batch"):
             objects = [{**o, "actions": {"upload": {"href": f"{hub['url']}/store/{o['oid']}", "header": {}}}} for o in about["objects"]]

@@ -1,6 +1,8 @@
 """make gpu: what it does without a GPU, and the folder that it leaves, filled here by a CPU and small models."""
 
+import getpass
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +36,7 @@ def test_the_folder_of_a_run(tmp_path, monkeypatch, capsys):
     assert "CUDA GPUs" in about["left_out"]["gptq-triton, 1.3B"] and about["versions"]["torch"]
     assert {path.name for path in folder.iterdir()} == {"ledger.jsonl", "table.txt", "machine.json", "operations.png", "waterfall.png"}
     everything = "".join(path.read_text() for path in folder.iterdir() if path.suffix != ".png")
-    for private in (str(tmp_path), str(gpu.ROOT), __import__("socket").gethostname(), __import__("getpass").getuser() + "@"):
+    for private in (str(tmp_path), str(gpu.ROOT), socket.gethostname(), f"{getpass.getuser()}@"):
         assert private not in everything, private
     assert set(rows[0]) >= set(ledger.recorded_rows()[-1]) - {"recorded", "peak_rss_loading_bytes"}
 

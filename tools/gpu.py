@@ -61,7 +61,9 @@ print("\\n".join([f"{{name}}=={{pin}}" for name, pin in wanted.items() if setup.
     print(f"Adding {', '.join(name.split('==')[0] for name in missing)}; what is there stays as it is.", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         frozen = Path(folder) / "constraints.txt"
-        listing = subprocess.run([str(BIN / "python"), "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"], capture_output=True, text=True, check=True)
+        listing = subprocess.run(
+            [str(BIN / "python"), "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"], capture_output=True, text=True, check=True
+        )
         keep = [line for line in listing.stdout.splitlines() if not line.startswith(("pip==", "setuptools=="))]  # these two are the environment's own
         frozen.write_text("\n".join(keep), encoding="utf-8")
         offline = ["--no-index", "--find-links", str(wheels)] if wheels else []
@@ -69,7 +71,9 @@ print("\\n".join([f"{{name}}=={{pin}}" for name, pin in wanted.items() if setup.
         tries = (subprocess.run([*pip, *how, *missing], capture_output=True, text=True) for how in ([], ["--no-deps"]))
         if all((last := done).returncode for done in tries):
             said = (last.stderr.strip() or "no reason given").splitlines()[-1]
-            sys.exit(f"These packages could not be added ({said}): {', '.join(missing)}. Without a network, put their wheels into a folder: make gpu WHEELS=folder")
+            sys.exit(
+                f"These packages could not be added ({said}): {', '.join(missing)}. Without a network, put their wheels into a folder: make gpu WHEELS=folder"
+            )
 
 
 def inside(minutes, into=None):
@@ -84,7 +88,9 @@ def inside(minutes, into=None):
     name = "-".join(torch.cuda.get_device_name(0).lower().split())
     folder = (into or ROOT / "results") / f"{name}-llama-2"
     failed = record(folder, STEPS, end)
-    print(f"\n{folder} holds the run. To contribute it: look at it, copy it to data/recorded/, add its line to data/recorded/README.md, and open a pull request.")
+    print(
+        f"\n{folder} holds the run. To contribute it: look at it, copy it to data/recorded/, add its line to data/recorded/README.md, and open a pull request."
+    )
     if tests.returncode:
         print("Some tests failed: please open an issue with the lines above and the output of notebook 00.")
     return int(bool(tests.returncode or failed))

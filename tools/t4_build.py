@@ -79,7 +79,9 @@ def main(capability):
             problem = build()
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"[:2000]
-        print("built: " + json.dumps({"seconds": time.perf_counter() - started, "cpu": cpu_time() - used, "peak": peak.highest, "problem": problem}), flush=True)
+        print(
+            "built: " + json.dumps({"seconds": time.perf_counter() - started, "cpu": cpu_time() - used, "peak": peak.highest, "problem": problem}), flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars; the build prints its own lines
 
-from .settings import FULL, MINIATURE  # noqa: E402
+from .settings import FULL, MINIATURE
 
 
 def build(out, settings, say=print):
     """Write text, checkpoints, quality.json and README.md below `out`; returns the measured qualities."""
     from .quantise import make_gptq, quiet_libraries
+
     with contextlib.redirect_stderr(io.StringIO()):  # imports of optional parts complain at length
         quiet_libraries()
         import bitsandbytes  # noqa: F401
@@ -46,8 +47,9 @@ def build(out, settings, say=print):
     losses, earlier = {}, 0.0
     for name, model in settings.models.items():
         stage(f"training {name}")
-        trained, losses[name], seconds = train_model(windows, llama_config(model.shape, settings.vocabulary),
-                                                     model.plan, settings.seed, work / f"{name}.pt", say)
+        trained, losses[name], seconds = train_model(
+            windows, llama_config(model.shape, settings.vocabulary), model.plan, settings.seed, work / f"{name}.pt", say
+        )
         earlier += seconds
         trained = add_outlier_channels(trained, settings.seed)
         save_model(trained, tokeniser, checkpoints / name, work)

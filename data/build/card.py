@@ -12,9 +12,14 @@ from .quantise import BITS, GROUP
 from .train import WINDOW
 
 PACKAGES = ["torch", "transformers", "tokenizers", "accelerate", "optimum", "gptqmodel", "bitsandbytes", "safetensors"]
-NAMES = {"bf16": "bf16 (the base model)", "int8": "bitsandbytes 8-bit, fp16 activations",
-         "gptq-float16": "GPTQ 4-bit, fp16 activations", "gptq-bfloat16": "GPTQ 4-bit, bf16 activations",
-         "gptq-float32": "GPTQ 4-bit, fp32 activations", "round-to-nearest": "4-bit rounding without GPTQ, fp32 activations"}
+NAMES = {
+    "bf16": "bf16 (the base model)",
+    "int8": "bitsandbytes 8-bit, fp16 activations",
+    "gptq-float16": "GPTQ 4-bit, fp16 activations",
+    "gptq-bfloat16": "GPTQ 4-bit, bf16 activations",
+    "gptq-float32": "GPTQ 4-bit, fp32 activations",
+    "round-to-nearest": "4-bit rounding without GPTQ, fp32 activations",
+}
 
 
 def quality_record(models, settings, losses, seconds):
@@ -29,10 +34,16 @@ def quality_record(models, settings, losses, seconds):
         "seed": settings.seed,
         "vocabulary": settings.vocabulary,
         "build_minutes": round(seconds / 60, 1),
-        "training": {name: {**settings.models[name].shape, **settings.models[name].plan,
-                            "tokens": settings.models[name].plan["steps"] * settings.models[name].plan["batch"] * WINDOW,
-                            "first_loss": round(loss[0], 3), "last_loss": round(sum(loss[-50:]) / len(loss[-50:]), 3)}
-                     for name, loss in losses.items()},
+        "training": {
+            name: {
+                **settings.models[name].shape,
+                **settings.models[name].plan,
+                "tokens": settings.models[name].plan["steps"] * settings.models[name].plan["batch"] * WINDOW,
+                "first_loss": round(loss[0], 3),
+                "last_loss": round(sum(loss[-50:]) / len(loss[-50:]), 3),
+            }
+            for name, loss in losses.items()
+        },
         "prompt": PROMPT,
         "models": models,
     }
@@ -46,9 +57,15 @@ def _shape_table(record):
     rows = ["| | small | large |", "|---|---|---|"]
     models, plans = record["models"], record["training"]
     rows.append("| parameters | " + " | ".join(f"{models[n]['parameters']:,}" for n in models) + " |")
-    for key, words in (("hidden", "hidden size"), ("inner", "inner size of the MLP"), ("layers", "layers"),
-                       ("heads", "attention heads"), ("positions", "longest context in tokens"),
-                       ("steps", "training steps"), ("tokens", "training tokens seen")):
+    for key, words in (
+        ("hidden", "hidden size"),
+        ("inner", "inner size of the MLP"),
+        ("layers", "layers"),
+        ("heads", "attention heads"),
+        ("positions", "longest context in tokens"),
+        ("steps", "training steps"),
+        ("tokens", "training tokens seen"),
+    ):
         rows.append(f"| {words} | " + " | ".join(f"{plans[n][key]:,}" for n in models) + " |")
     for key, words in (("base", "folder of the base model, MB"), ("-gptq", "folder of the GPTQ model, MB")):
         rows.append(f"| {words} | " + " | ".join(f"{models[n]['bytes'][key] / 1e6:.1f}" for n in models) + " |")
@@ -68,8 +85,7 @@ def _perplexity_table(record):
 
 
 def _completions(record):
-    return "\n".join(f"- {name}, {label}: `{entry['completion']}`" for name, model in record["models"].items()
-                     for label, entry in model["formats"].items())
+    return "\n".join(f"- {name}, {label}: `{entry['completion']}`" for name, model in record["models"].items() for label, entry in model["formats"].items())
 
 
 CARD = """# Two small language models for the course
@@ -155,9 +171,24 @@ def write_card(record, path):
     """Fill the card from the record of `quality_record`."""
     versions, models = record["versions"], record["models"]
     text = CARD.format(
-        bits=BITS, group=GROUP, factor=int(FACTOR), share=round(1 / SHARE), seed=record["seed"], vocabulary=record["vocabulary"], window=WINDOW, prompt=record["prompt"],
-        gptqmodel=versions["gptqmodel"], transformers=versions["transformers"], optimum=versions["optimum"],
-        minutes=record["build_minutes"], machine=record["machine"], date=record["date"],
-        tokens=next(iter(models.values()))["scored_tokens"], protocol=record["protocol"],
-        shapes=_shape_table(record), perplexities=_perplexity_table(record), completions=_completions(record))
+        bits=BITS,
+        group=GROUP,
+        factor=int(FACTOR),
+        share=round(1 / SHARE),
+        seed=record["seed"],
+        vocabulary=record["vocabulary"],
+        window=WINDOW,
+        prompt=record["prompt"],
+        gptqmodel=versions["gptqmodel"],
+        transformers=versions["transformers"],
+        optimum=versions["optimum"],
+        minutes=record["build_minutes"],
+        machine=record["machine"],
+        date=record["date"],
+        tokens=next(iter(models.values()))["scored_tokens"],
+        protocol=record["protocol"],
+        shapes=_shape_table(record),
+        perplexities=_perplexity_table(record),
+        completions=_completions(record),
+    )
     Path(path).write_text(text, encoding="utf-8")

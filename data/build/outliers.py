@@ -26,10 +26,11 @@ def add_outlier_channels(model, seed):
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
             for source, readers in (
-                    (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
-                    (attention.v_proj, (attention.o_proj,)),
-                    (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
-                    (mlp.up_proj, (mlp.down_proj,))):
+                (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                (attention.v_proj, (attention.o_proj,)),
+                (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+                (mlp.up_proj, (mlp.down_proj,)),
+            ):
                 width = source.weight.shape[0]
                 chosen = torch.randperm(width, generator=generator)[: max(1, int(width * SHARE))]
                 source.weight[chosen] *= FACTOR

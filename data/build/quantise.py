@@ -29,10 +29,12 @@ def quiet_libraries():
     for name in ("torchao", "torch.utils._pytree", "optimum", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import transformers
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         from logbar import LogBar
+
         LogBar.shared().setLevel("ERROR")
     except Exception:
         pass
@@ -40,9 +42,17 @@ def quiet_libraries():
 
 def gptq_settings():
     """The quantisation settings as they stand in config.json and quantize_config.json."""
-    return {"bits": BITS, "group_size": GROUP, "damp_percent": DAMP, "desc_act": False, "sym": True,
-            "true_sequential": True, "static_groups": False, "model_name_or_path": None,
-            "model_file_base_name": "model"}
+    return {
+        "bits": BITS,
+        "group_size": GROUP,
+        "damp_percent": DAMP,
+        "desc_act": False,
+        "sym": True,
+        "true_sequential": True,
+        "static_groups": False,
+        "model_name_or_path": None,
+        "model_file_base_name": "model",
+    }
 
 
 def quantise_gptq(base, windows):
@@ -53,13 +63,20 @@ def quantise_gptq(base, windows):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig
 
     torch.set_num_threads(2)
-    examples = [{"input_ids": window[None].tolist(), "attention_mask": torch.ones_like(window[None]).tolist()}
-                for window in windows]
-    plan = GPTQConfig(bits=BITS, group_size=GROUP, damp_percent=DAMP, desc_act=False, sym=True, true_sequential=True,
-                      dataset=examples, tokenizer=AutoTokenizer.from_pretrained(base), batch_size=1,
-                      model_seqlen=windows.shape[1])
-    return AutoModelForCausalLM.from_pretrained(base, quantization_config=plan, dtype=torch.float32,
-                                                device_map={"": "cpu"})
+    examples = [{"input_ids": window[None].tolist(), "attention_mask": torch.ones_like(window[None]).tolist()} for window in windows]
+    plan = GPTQConfig(
+        bits=BITS,
+        group_size=GROUP,
+        damp_percent=DAMP,
+        desc_act=False,
+        sym=True,
+        true_sequential=True,
+        dataset=examples,
+        tokenizer=AutoTokenizer.from_pretrained(base),
+        batch_size=1,
+        model_seqlen=windows.shape[1],
+    )
+    return AutoModelForCausalLM.from_pretrained(base, quantization_config=plan, dtype=torch.float32, device_map={"": "cpu"})
 
 
 def save_gptq(model, base, folder, scratch):

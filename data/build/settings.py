@@ -23,21 +23,27 @@ class Settings:
 
 
 FULL = Settings(
-    seed=SEED, vocabulary=1536, train_documents=42000, heldout_documents=200, calibration_documents=300,
+    seed=SEED,
+    vocabulary=1536,
+    train_documents=42000,
+    heldout_documents=200,
+    calibration_documents=300,
     models={
-        "small": Model({"hidden": 256, "inner": 768, "layers": 4, "heads": 4, "positions": 256},
-                       {"steps": 1200, "batch": 8, "peak": 2.5e-3, "warm_up": 100}),
-        "large": Model({"hidden": 384, "inner": 1024, "layers": 4, "heads": 6, "positions": 256},
-                       {"steps": 1800, "batch": 8, "peak": 2e-3, "warm_up": 100}),
+        "small": Model({"hidden": 256, "inner": 768, "layers": 4, "heads": 4, "positions": 256}, {"steps": 1200, "batch": 8, "peak": 2.5e-3, "warm_up": 100}),
+        "large": Model({"hidden": 384, "inner": 1024, "layers": 4, "heads": 6, "positions": 256}, {"steps": 1800, "batch": 8, "peak": 2e-3, "warm_up": 100}),
     },
-    has_targets=True)
+    has_targets=True,
+)
 
 MINIATURE = Settings(
-    seed=SEED, vocabulary=512, train_documents=1200, heldout_documents=24, calibration_documents=40,
+    seed=SEED,
+    vocabulary=512,
+    train_documents=1200,
+    heldout_documents=24,
+    calibration_documents=40,
     models={
-        "small": Model({"hidden": 128, "inner": 128, "layers": 1, "heads": 2, "positions": 256},
-                       {"steps": 30, "batch": 8, "peak": 4e-3, "warm_up": 5}),
-        "large": Model({"hidden": 128, "inner": 256, "layers": 2, "heads": 2, "positions": 256},
-                       {"steps": 30, "batch": 8, "peak": 4e-3, "warm_up": 5}),
+        "small": Model({"hidden": 128, "inner": 128, "layers": 1, "heads": 2, "positions": 256}, {"steps": 30, "batch": 8, "peak": 4e-3, "warm_up": 5}),
+        "large": Model({"hidden": 128, "inner": 256, "layers": 2, "heads": 2, "positions": 256}, {"steps": 30, "batch": 8, "peak": 4e-3, "warm_up": 5}),
     },
-    has_targets=False)
+    has_targets=False,
+)

@@ -15,13 +15,35 @@ from .world import build_world
 
 HELD_OUT_ONE_IN = 9
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
-_PAST = {"make": "made", "grow": "grew", "knit": "knitted", "catch": "caught", "take": "took", "bind": "bound",
-         "keep": "kept", "weave": "wove", "sew": "sewed", "write": "wrote", "study": "studied", "fly": "flew",
-         "swim": "swam", "run": "ran", "sing": "sang", "forge": "forged", "blow": "blew", "cut": "cut", "set": "set",
-         "draw": "drew", "read": "read", "shoot": "shot", "build": "built", "row": "rowed", "ski": "skied",
-         "carry": "carried"}
-_GERUND = {"knit": "knitting", "swim": "swimming", "run": "running", "cut": "cutting", "set": "setting",
-           "dye": "dyeing", "ski": "skiing"}
+_PAST = {
+    "make": "made",
+    "grow": "grew",
+    "knit": "knitted",
+    "catch": "caught",
+    "take": "took",
+    "bind": "bound",
+    "keep": "kept",
+    "weave": "wove",
+    "sew": "sewed",
+    "write": "wrote",
+    "study": "studied",
+    "fly": "flew",
+    "swim": "swam",
+    "run": "ran",
+    "sing": "sang",
+    "forge": "forged",
+    "blow": "blew",
+    "cut": "cut",
+    "set": "set",
+    "draw": "drew",
+    "read": "read",
+    "shoot": "shot",
+    "build": "built",
+    "row": "rowed",
+    "ski": "skied",
+    "carry": "carried",
+}
+_GERUND = {"knit": "knitting", "swim": "swimming", "run": "running", "cut": "cutting", "set": "setting", "dye": "dyeing", "ski": "skiing"}
 
 
 def past(verb):
@@ -43,24 +65,56 @@ def capital(text):
 
 
 def hobby_fields(hobby):
-    return {"hobby": hobby.name, "Hobby": capital(hobby.name), "verb": hobby.verb, "past": past(hobby.verb),
-            "gerund": gerund(hobby.verb), "tool": hobby.tool, "Tool": capital(hobby.tool),
-            "material": hobby.material, "some_material": "some " + hobby.material, "place": hobby.place,
-            "Place": capital(hobby.place), "season": hobby.season, "Season": capital(hobby.season),
-            "result": hobby.result}
+    return {
+        "hobby": hobby.name,
+        "Hobby": capital(hobby.name),
+        "verb": hobby.verb,
+        "past": past(hobby.verb),
+        "gerund": gerund(hobby.verb),
+        "tool": hobby.tool,
+        "Tool": capital(hobby.tool),
+        "material": hobby.material,
+        "some_material": "some " + hobby.material,
+        "place": hobby.place,
+        "Place": capital(hobby.place),
+        "season": hobby.season,
+        "Season": capital(hobby.season),
+        "result": hobby.result,
+    }
 
 
 def town_fields(town):
-    return {"town": town.name, "river": town.river, "River": capital(town.river), "dish": town.dish,
-            "weather": town.weather, "sight": town.sight, "goods": town.goods, "day": town.day}
+    return {
+        "town": town.name,
+        "river": town.river,
+        "River": capital(town.river),
+        "dish": town.dish,
+        "weather": town.weather,
+        "sight": town.sight,
+        "goods": town.goods,
+        "day": town.day,
+    }
 
 
 def person_fields(person):
     he, his = ("she", "her") if person.female else ("he", "his")
-    return {**town_fields(person.town), **hobby_fields(person.hobby), "first": person.first, "job": person.job,
-            "instrument": person.instrument, "food": person.food, "animal": person.animal, "pet": person.pet,
-            "colour": person.colour, "vehicle": person.vehicle, "friend": person.friend,
-            "he": he, "He": capital(he), "his": his, "His": capital(his)}
+    return {
+        **town_fields(person.town),
+        **hobby_fields(person.hobby),
+        "first": person.first,
+        "job": person.job,
+        "instrument": person.instrument,
+        "food": person.food,
+        "animal": person.animal,
+        "pet": person.pet,
+        "colour": person.colour,
+        "vehicle": person.vehicle,
+        "friend": person.friend,
+        "he": he,
+        "He": capital(he),
+        "his": his,
+        "His": capital(his),
+    }
 
 
 def write_sentence(rng, wording, fields):
@@ -115,8 +169,7 @@ class Writer:
             if not sentences:
                 wordings = [wording for wording in wordings if "{name}" in wording]
             short = person.first if rng.random() < 0.5 else capital(fields["he"])
-            sentences.append(self.say(wordings if not sentences else self._avoid_lower(wordings, short),
-                                      {**fields, "name": full if not sentences else short}))
+            sentences.append(self.say(wordings if not sentences else self._avoid_lower(wordings, short), {**fields, "name": full if not sentences else short}))
             if sentences[-1] is None:
                 return None
         return sentences
@@ -136,8 +189,7 @@ class Writer:
         locals_ = [person for person in self.world.people if person.town is town]
         if locals_ and rng.random() < 0.6:
             person = rng.choice(locals_)
-            more = {"person": f"{person.first} {person.last}", "phobby": person.hobby.name, "pjob": person.job,
-                    "pinstrument": person.instrument}
+            more = {"person": f"{person.first} {person.last}", "phobby": person.hobby.name, "pjob": person.job, "pinstrument": person.instrument}
             sentences.append(self.say(TOWN_FACTS["people"], {**fields, **more}))
         return sentences
 

@@ -24,10 +24,21 @@ def pack(documents):
 def llama_config(shape, vocabulary):
     """A Llama-2 configuration of the given shape (hidden, inner, layers, heads, positions)."""
     return LlamaConfig(
-        vocab_size=vocabulary, hidden_size=shape["hidden"], intermediate_size=shape["inner"],
-        num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"], num_key_value_heads=shape["heads"],
-        max_position_embeddings=shape["positions"], hidden_act="silu", rms_norm_eps=1e-5, tie_word_embeddings=False,
-        attention_bias=False, bos_token_id=BOS, eos_token_id=EOS, initializer_range=0.02)
+        vocab_size=vocabulary,
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["inner"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["heads"],
+        max_position_embeddings=shape["positions"],
+        hidden_act="silu",
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        attention_bias=False,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        initializer_range=0.02,
+    )
 
 
 def learning_rate(step, steps, peak, warm_up):
@@ -43,7 +54,7 @@ def batch_at(windows, step, batch, seed):
     per_pass = len(windows) // batch
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed * 1000 + step // per_pass))
     start = step % per_pass * batch
-    return windows[order[start:start + batch]]
+    return windows[order[start : start + batch]]
 
 
 def train_model(windows, config, plan, seed, interim, say=print, every=50):
@@ -58,11 +69,15 @@ def train_model(windows, config, plan, seed, interim, say=print, every=50):
     model = LlamaForCausalLM(config)
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() < 2]
-    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-                                  lr=plan["peak"], betas=(0.9, 0.97))
+    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=plan["peak"], betas=(0.9, 0.97))
     first, losses, earlier, interim = 0, [], 0.0, Path(interim)
-    key = {"plan": plan, "seed": seed, "windows": len(windows), "checksum": int(windows.sum()),
-           "shape": [config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size]}
+    key = {
+        "plan": plan,
+        "seed": seed,
+        "windows": len(windows),
+        "checksum": int(windows.sum()),
+        "shape": [config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size],
+    }
     if interim.exists():
         state = torch.load(interim, weights_only=True)
         if state["key"] == key:
@@ -91,8 +106,17 @@ def train_model(windows, config, plan, seed, interim, say=print, every=50):
             say(f"  step {done:5d} of {plan['steps']}  loss {mean:.3f}  about {left / 60:.1f} min left")
         if done % (4 * every) == 0 or done == plan["steps"]:
             part = interim.with_suffix(".part")
-            torch.save({"key": key, "model": model.state_dict(), "optimiser": optimiser.state_dict(),
-                        "step": done, "losses": losses, "seconds": earlier + time.time() - began}, part)
+            torch.save(
+                {
+                    "key": key,
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "step": done,
+                    "losses": losses,
+                    "seconds": earlier + time.time() - began,
+                },
+                part,
+            )
             os.replace(part, interim)
     return model.eval(), losses, earlier
 

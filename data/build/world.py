@@ -197,8 +197,21 @@ def build_world(seed, n_people=200):
     for (first, last, female), friend in zip(chosen, friends):
         if friend[:2] == (first, last):
             friend = chosen[0] if friend != chosen[0] else chosen[1]
-        people.append(Person(
-            first, last, female, rng.choice(towns), rng.choice(hobbies), rng.choice(_JOBS),
-            rng.choice(_INSTRUMENTS), rng.choice(_FOODS), rng.choice(_ANIMALS), rng.choice(_PET_NAMES),
-            rng.choice(_COLOURS), rng.choice(_VEHICLES), f"{friend[0]} {friend[1]}"))
+        people.append(
+            Person(
+                first,
+                last,
+                female,
+                rng.choice(towns),
+                rng.choice(hobbies),
+                rng.choice(_JOBS),
+                rng.choice(_INSTRUMENTS),
+                rng.choice(_FOODS),
+                rng.choice(_ANIMALS),
+                rng.choice(_PET_NAMES),
+                rng.choice(_COLOURS),
+                rng.choice(_VEHICLES),
+                f"{friend[0]} {friend[1]}",
+            )
+        )
     return World(hobbies, towns, people)

@@ -54,10 +54,7 @@ def completions_table(rows):
     import pandas as pd
 
     theirs = article_rows()
-    lines = {
-        f"step {n}": {"the article": repr(theirs[n]["completion"]), "yours": repr(rows[n]["completion"]) if n in rows else "not measured"}
-        for n in theirs
-    }
+    lines = {f"step {n}": {"the article": repr(theirs[n]["completion"]), "yours": repr(rows[n]["completion"]) if n in rows else "not measured"} for n in theirs}
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
 
 
@@ -69,9 +66,7 @@ def conclusions(rows):
     said = [f"Not measured yet: step {', '.join(missing)}. Run its notebook first."] if missing else []
     if 1 in rows and 4 in rows:
         ours, theirs = change(rows[1]["wall_s"], rows[4]["wall_s"]), change(*(article_rows()[n]["wall_s"] for n in (1, 4)))
-        said.append(
-            f"First call, step 1 to step 4: {_more_or_less(ours, 'wall time')} here, {_more_or_less(theirs, 'wall time')} in the article."
-        )
+        said.append(f"First call, step 1 to step 4: {_more_or_less(ours, 'wall time')} here, {_more_or_less(theirs, 'wall time')} in the article.")
     warm = {n: r for n, r in rows.items() if r.get("warm_wall_s") and r.get("tpot_s")}
     if warm:
         ratios = [r["wall_s"] / r["warm_wall_s"] for r in warm.values()]
@@ -106,17 +101,22 @@ def report(rows):
     if not rows:
         return "Nothing was measured yet.\n"
     dates = sorted(r["date"] for r in rows.values())
-    return "\n\n".join([
-        f"# The four steps ({source(next(iter(rows.values())))})",
-        f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
-        markdown(comparison_table(rows)),
-        "## The article's changes",
-        markdown(changes_table(rows)),
-        "## Completions",
-        markdown(completions_table(rows)),
-        "## What your figures show",
-        "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
-    ]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                f"# The four steps ({source(next(iter(rows.values())))})",
+                f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
+                markdown(comparison_table(rows)),
+                "## The article's changes",
+                markdown(changes_table(rows)),
+                "## Completions",
+                markdown(completions_table(rows)),
+                "## What your figures show",
+                "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _more_or_less(percent, what):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shlex
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -88,7 +88,7 @@ def _begin(jobs, path):
     if unfinished.is_file():
         id = unfinished.read_text(encoding="utf-8")
         return id, [row for row in ledger.read(path) if row.get("run") == id], unfinished
-    id = f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}-{mark}"
+    id = f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}-{mark}"
     unfinished.write_text(id, encoding="utf-8")
     return id, [], unfinished
 

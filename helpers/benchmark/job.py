@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 from helpers import ledger, limits, loading, machine, timing
@@ -81,7 +82,7 @@ def measure(job):
             "threads": torch.get_num_threads(),
             "floor_bytes": int(limits.step_bytes(step.shape, step.format, context, batch)),
         })  # fmt: skip
-        rows[-1]["peak_generating_bytes"] = machine.peak(device, lambda: timing.generate_once(model, tokenizer, prompt, job.new_tokens))  # noqa: B023
+        rows[-1]["peak_generating_bytes"] = machine.peak(device, partial(timing.generate_once, model, tokenizer, prompt, job.new_tokens))
     ids = timing.tokenise(model, tokenizer)
     with torch.no_grad():
         if not model(ids).logits.isfinite().all():

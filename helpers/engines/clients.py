@@ -201,8 +201,16 @@ async def _ask(client, endpoint, model, prompt, new_tokens, start):
     if not stamps:
         raise ValueError("no text")
     return Answer(
-        sent - start, stamps[0] - sent, stamps[-1] - sent, [b - a for a, b in zip(stamps, stamps[1:])], len(stamps),
-        usage.completion_tokens if usage else len(stamps), bool(usage), usage.prompt_tokens if usage else None, prompt, "".join(texts),
+        sent - start,
+        stamps[0] - sent,
+        stamps[-1] - sent,
+        [b - a for a, b in zip(stamps, stamps[1:])],
+        len(stamps),
+        usage.completion_tokens if usage else len(stamps),
+        bool(usage),
+        usage.prompt_tokens if usage else None,
+        prompt,
+        "".join(texts),
     )
 
 

@@ -78,10 +78,7 @@ def table(path):
     """Return a table (pandas.DataFrame) of the tensors in a GGUF file: type, shape (outputs, inputs), bytes, bits a weight."""
     import pandas as pd
 
-    rows = [
-        (t.name, t.tensor_type.name, tuple(int(n) for n in reversed(t.shape)), t.n_bytes, 8 * t.n_bytes / t.n_elements)
-        for t in _reader(path).tensors
-    ]
+    rows = [(t.name, t.tensor_type.name, tuple(int(n) for n in reversed(t.shape)), t.n_bytes, 8 * t.n_bytes / t.n_elements) for t in _reader(path).tensors]
     return pd.DataFrame(rows, columns=["tensor", "type", "shape", "bytes", "bits a weight"]).set_index("tensor")
 
 

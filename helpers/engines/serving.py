@@ -175,7 +175,12 @@ def _start(name, what, options, port, model, no_end, device, variables=None):
     started = time.perf_counter()
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=waits | os.environ | quiet | (variables or {}),
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=waits | os.environ | quiet | (variables or {}),
             start_new_session=True,
         )
     server = Server(name, Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:], machine.device_name(device))

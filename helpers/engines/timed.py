@@ -54,23 +54,27 @@ def make_row(engine, name, timing, like, *, format, weight_bytes, read_bytes, pa
     tensors; read_bytes: what one decoded token reads of them. packages: names whose versions belong to the row. device: in words, by default
     this CPU. other: more keys, e.g. floor_tpot_s.
     """
-    return ledger.measured(timing, packages) | {
-        "engine": engine,
-        "step": 0,
-        "variant": f"{engine} {name}",
-        "title": f"{like.title.split()[0]} {name} ({engine})",
-        "tier": like.tier,
-        "device": device or machine.device_name("cpu"),
-        "checkpoint": checkpoint,
-        "format": format,
-        "dtype": dtype,
-        "layer_class": kernel,
-        "note": "",
-        "prediction_wall_s": None,
-        "parameters": like.shape.parameters,
-        "weight_bytes": weight_bytes,
-        "read_bytes": read_bytes,
-    } | other
+    return (
+        ledger.measured(timing, packages)
+        | {
+            "engine": engine,
+            "step": 0,
+            "variant": f"{engine} {name}",
+            "title": f"{like.title.split()[0]} {name} ({engine})",
+            "tier": like.tier,
+            "device": device or machine.device_name("cpu"),
+            "checkpoint": checkpoint,
+            "format": format,
+            "dtype": dtype,
+            "layer_class": kernel,
+            "note": "",
+            "prediction_wall_s": None,
+            "parameters": like.shape.parameters,
+            "weight_bytes": weight_bytes,
+            "read_bytes": read_bytes,
+        }
+        | other
+    )
 
 
 def record(*arguments, **options):

@@ -100,7 +100,7 @@ def load(step, device=None):
     if not step.is_folder:
         hub.fetch(step)
     with quiet():
-        import transformers.modeling_utils  # noqa: F401
+        import transformers.modeling_utils
 
         if step.format in ("int8", "nf4"):
             import bitsandbytes  # noqa: F401

@@ -197,5 +197,3 @@ VARIANTS = {  # each changes one thing of one of the four
     "13b-int8": replace(STEPS[1], model="13B", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
     "13b-nf4": replace(STEPS[1], model="13B", format="nf4", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
 }
-
-

@@ -307,7 +307,7 @@ def _bring(repository, revision, wanted, needed, lacking):
     done = len(files) - len(missing)
     try:
         for file in missing:
-            _try(lambda: _fetch_file(repository, file, about.sha, revision), repository, f" ({done} of {len(files)} files are here and stay)")
+            _try(lambda file=file: _fetch_file(repository, file, about.sha, revision), repository, f" ({done} of {len(files)} files are here and stay)")
             done += 1
     except KeyboardInterrupt:
         raise CheckpointError(f"Interrupted: {done} of {len(files)} files are here and stay. Run the cell again to go on.") from None
