@@ -6,7 +6,6 @@ benchmark.
 
 import contextlib
 import json
-import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -67,7 +66,7 @@ def reply(function):
 
 def _why(name, status, said):
     """A sentence: why the process gave no answer. status: as subprocess gives it; said: its standard error."""
-    if status == -signal.SIGKILL:
+    if status == -9:  # SIGKILL, which Windows does not have
         return f"{name} was killed, most likely because the memory ran out: close other notebooks and run the cell again."
     end = f"died of signal {-status}" if status < 0 else f"ended with status {status}"
     return f"{name} {end} and gave no answer: {(said.strip() or 'it said nothing').splitlines()[-1]}"

@@ -322,6 +322,16 @@ def test_a_server_that_dies_in_the_middle_keeps_what_was_finished(file):
     assert gone(server.process) and not serving.healthy(server.url)
 
 
+def test_stopping_where_processes_have_no_groups(file, monkeypatch):
+    """As on Windows: the server, and what it started, are found one by one."""
+    server = serving.llamacpp(file, readers=1)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive=False: [psutil.Process(child.pid)] if recursive else [])
+    monkeypatch.delattr(os, "killpg")
+    server._kill()
+    assert server.process.wait(5) != 0 and child.wait(5) != 0
+
+
 def test_stopping_leaves_nothing_and_can_be_done_twice(file):
     with serving.llamacpp(file, readers=1) as server:
         assert serving.healthy(server.url) and server.seconds > 0

@@ -81,9 +81,21 @@ class Server:
         except subprocess.TimeoutExpired:
             pass
         finally:
+            self._kill()
+        return self.process.wait()
+
+    def _kill(self):
+        """End the process and all that it started at once."""
+        if hasattr(os, "killpg"):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)  # the group that it leads
-        return self.process.wait()
+            return
+        import psutil  # Windows has no groups of processes
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            server = psutil.Process(self.process.pid)
+            for process in (*server.children(recursive=True), server):
+                process.kill()
 
     def __enter__(self):
         return self
