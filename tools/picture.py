@@ -9,15 +9,15 @@ from tools import ROOT
 
 ROWS = ROOT / "data" / "recorded" / "cpu-2-cores-engines-llama-2" / "engines.jsonl"
 FILE = ROOT / "docs" / "fewer_bits.png"
-BITS = {16: ("bf16",), 8: ("int8", "Q8_0"), 4: ("gptq", "Q4_0", "Q4_K_M", "int4")}  # formats of the article's library, types of other programs
+BITS = {16: ("bf16",), 8: ("int8", "Q8_0"), 4: ("gptq", "Q4_0", "Q4_K_M")}  # formats of the article's library, types of llama.cpp
 
 
 def figures():
-    """Return {bits: (GB, pieces of words a second as in the article, the same with the fastest other program or None)}."""
+    """Return {bits: (GB, pieces of words a second as in the article, the same with llama.cpp's fastest type, or None)}."""
     rows, found = ledger.read(ROWS, engine=None), {}
     for bits, (usual, *others) in BITS.items():
         (own,) = [row for row in rows if "engine" not in row and row["format"] == usual]
-        speeds = [1 / row["tpot_s"] for row in rows if "engine" in row and any(name in row["title"].split() for name in others)]
+        speeds = [1 / row["tpot_s"] for row in rows if row.get("engine") == "llama.cpp" and any(name in row["title"].split() for name in others)]
         found[bits] = own["weight_bytes"] / 1e9, 1 / own["tpot_s"], max(speeds, default=None)
     return found
 
@@ -27,8 +27,8 @@ def text():
     (large, slow, _), (middle, usual_8, other_8), (small, usual_4, other_4) = figures().values()
     return (
         f"One language model, each of its numbers stored in 16, 8 or 4 bits, on two processor cores: its size is {large:.1f}, {middle:.1f} or"
-        f" {small:.1f} GB; loaded as in the article it writes {slow:.1f}, {usual_8:.1f} or {usual_4:.1f} pieces of words a second, with the fastest"
-        f" other program {other_8:.1f} in 8 bits and {other_4:.1f} in 4 bits"
+        f" {small:.1f} GB; loaded as in the article it writes {slow:.1f}, {usual_8:.1f} or {usual_4:.1f} pieces of words a second, with"
+        f" another program, llama.cpp, {other_8:.1f} in 8 bits and {other_4:.1f} in 4 bits"
     )
 
 
@@ -45,7 +45,7 @@ def draw(path=FILE):
     size.set_title("Fewer bits for each number:\nthe model is smaller …", fontsize=11, loc="left")
     for side, place, colour, hatch, name in (
         (-0.2, 1, "#0072b2", "", "with the library of the article"),
-        (0.2, 2, "#e69f00", "//", "with the fastest other program"),
+        (0.2, 2, "#e69f00", "//", "with another program, llama.cpp"),
     ):
         places = [x for x, row in enumerate(found.values()) if row[place]]
         parts = speed.bar(
