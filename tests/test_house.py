@@ -19,7 +19,6 @@ TABLE = (  # a row may import those above it: "." is the package itself
     "article.breakdown", "article.compare", "article.claims",
 )  # fmt: skip
 FOLDERS = {"models", "engines"}  # packages that hold rooms and no code
-TOOLS = {"run", "badges"}  # they write and run the course; the notebooks do not call them
 NAMES, LONGEST = 16, 380
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -29,7 +28,7 @@ def module_of(path):
     return ".".join(path.relative_to(HOUSE).with_suffix("").parts).removesuffix("__init__").rstrip(".") or "."
 
 
-PATHS = {module_of(path): path for path in sorted(HOUSE.rglob("*.py")) if module_of(path) not in TOOLS}
+PATHS = {module_of(path): path for path in sorted(HOUSE.rglob("*.py"))}
 
 
 def imported(tree, package=""):

@@ -1,9 +1,11 @@
 """Recorded figures, the charts drawn from them, and the tables of the page that shows them are the same measurements."""
 
 import re
+import shutil
 
 import pytest
 
+from data.recorded.__main__ import draw as redraw
 from helpers import ROOT, benchmark, ledger, limits, plots, quality
 from helpers.article import compare
 from helpers.engines import timed
@@ -49,6 +51,18 @@ def test_rows_of_other_engines(folder, capsys):
     with_name = [row | {"recorded": folder.name} for row in rows]
     assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{timed.table(rows).to_string()}\n"
     assert (folder / "engines.png").stat().st_size > 10_000
+
+
+def test_the_command_draws_all_of_it_again(tmp_path):
+    """The same tables from the same rows, and every chart; quality and comparison are what notebooks left."""
+    shutil.copytree(RECORDED, tmp_path / "recorded")
+    drawn = [path for path in (tmp_path / "recorded").glob("*/*") if path.name in ("table.txt", "operations.png", "waterfall.png", "engines.png")]
+    for path in drawn:
+        path.unlink()
+    redraw(tmp_path / "recorded")
+    for path in drawn:
+        original = RECORDED / path.relative_to(tmp_path / "recorded")
+        assert path.stat().st_size > 10_000 if path.suffix == ".png" else path.read_text("utf-8") == original.read_text("utf-8"), path
 
 
 def test_what_is_recorded():

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from helpers import ledger
+from helpers import benchmark, ledger, plots
 from tools import gpu
 
 
@@ -30,11 +30,12 @@ def test_the_folder_of_a_run(tmp_path, monkeypatch, capsys):
     assert gpu.record(folder, steps, time.monotonic() + 600, device="cpu", layers=1, warmups=1, repeats=1, new_tokens=4) is False
     rows = ledger.read(folder / "ledger.jsonl")
     assert [row["variant"] for row in rows] == ["3", "1", "4"] and rows[0]["kernel"].endswith("gptqmodel's own choice on a CPU")
-    text = (folder / "table.txt").read_text()
+    assert (folder / "table.txt").read_text() == f"{plots.where(rows[0] | {'recorded': folder.name})}\n{benchmark.table(rows).to_string()}\n"
+    text = (folder / "gpu.txt").read_text()
     assert "GPTQ kernels" in text and "Memory, GB" in text and "predicted" in text
     about = json.loads((folder / "machine.json").read_text())
     assert "CUDA GPUs" in about["left_out"]["gptq-triton, 1.3B"] and about["versions"]["torch"]
-    assert {path.name for path in folder.iterdir()} == {"ledger.jsonl", "table.txt", "machine.json", "operations.png", "waterfall.png"}
+    assert {path.name for path in folder.iterdir()} == {"ledger.jsonl", "table.txt", "gpu.txt", "machine.json", "operations.png", "waterfall.png"}
     everything = "".join(path.read_text() for path in folder.iterdir() if path.suffix != ".png")
     for private in (str(tmp_path), str(gpu.ROOT), socket.gethostname(), f"{getpass.getuser()}@"):
         assert private not in everything, private

@@ -101,7 +101,8 @@ def record(folder, steps, end, device=None, **options):
 
     options: as for benchmark.run, in place of what fits ten minutes.
     """
-    from helpers import benchmark, machine, plots
+    from data.recorded.__main__ import write_table
+    from helpers import benchmark, machine
     from helpers.article import breakdown
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,13 +126,14 @@ def record(folder, steps, end, device=None, **options):
     (folder / "machine.json").write_text(json.dumps(about(compiled, left_out), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not rows:
         return True
-    table, memory = benchmark.table(rows).to_string(), memory_table(rows).to_string()
+    named = [row | {"recorded": folder.name} for row in rows]
+    write_table(folder, named, benchmark.table(rows))
     kernel = "\n".join(dict.fromkeys(f"{row['title']}: {row['kernel']}" for row in rows if row["kernel"]))
-    text = f"{plots.where(rows[0])}\n{table}\n\nGPTQ kernels\n{kernel}\n\nMemory, GB\n{memory}\n"
-    (folder / "table.txt").write_text(text, encoding="utf-8")
-    print(f"\n{text}")
-    breakdown.operations_chart(rows, save_as=folder / "operations.png")
-    breakdown.waterfall_chart(rows, save_as=folder / "waterfall.png")
+    text = f"GPTQ kernels\n{kernel}\n\nMemory, GB\n{memory_table(rows).to_string()}\n"
+    (folder / "gpu.txt").write_text(text, encoding="utf-8")
+    print(f"\n{(folder / 'table.txt').read_text(encoding='utf-8')}\n{text}")
+    breakdown.operations_chart(named, save_as=folder / "operations.png")
+    breakdown.waterfall_chart(named, save_as=folder / "waterfall.png")
     return False
 
 

@@ -1,18 +1,31 @@
-"""Draw the recorded runs of the benchmark again: ``python -m data.recorded``. Table and charts are written beside the rows that they show."""
+"""Draw the recorded runs again: ``python -m data.recorded``. Table and charts are written beside the rows that they show.
 
-from helpers import breakdown, engines, ledger, limits, plots, quality, results
+What notebooks left (comparison, quality) stays as it is.
+"""
 
-RECORDED = limits.recorded_rows()
+from helpers import ROOT, benchmark, ledger, plots
+from helpers.article import breakdown
+from helpers.engines import timed
 
-for name in sorted({row["recorded"] for row in RECORDED if "run" in row}):
-    rows, folder = [row for row in RECORDED if row["recorded"] == name], limits.ROOT / "data" / "recorded" / name
-    (folder / "table.txt").write_text(f"{plots.where(rows[0])}\n{results.table(rows).to_string()}\n", encoding="utf-8")
-    breakdown.operations_chart(rows, save_as=folder / "operations.png")
-    breakdown.waterfall_chart(rows, save_as=folder / "waterfall.png")
-    if figures := quality.read(folder / "quality.json"):
-        plots.quality_chart({key: row | {"recorded": name} for key, row in figures.items()}, save_as=folder / "quality.png")
 
-for path in sorted((limits.ROOT / "data" / "recorded").glob("*/engines.jsonl")):
-    rows = [row | {"recorded": path.parent.name} for row in ledger.read(path, engine=None)]
-    (path.parent / "table.txt").write_text(f"{plots.where(rows[0])}\n{engines.table(rows).to_string()}\n", encoding="utf-8")
-    engines.chart(rows, save_as=path.parent / "engines.png")
+def draw(root=ROOT / "data" / "recorded"):
+    """Write table.txt and the charts of every run below ``root`` that the benchmark or another engine's notebook made."""
+    for path in sorted(root.glob("*/ledger.jsonl")):
+        rows = [row | {"recorded": path.parent.name} for row in ledger.read(path)]
+        if "run" in rows[0]:
+            write_table(path.parent, rows, benchmark.table(rows))
+            breakdown.operations_chart(rows, save_as=path.parent / "operations.png")
+            breakdown.waterfall_chart(rows, save_as=path.parent / "waterfall.png")
+    for path in sorted(root.glob("*/engines.jsonl")):
+        rows = [row | {"recorded": path.parent.name} for row in ledger.read(path, engine=None)]
+        write_table(path.parent, rows, timed.table(rows))
+        timed.chart(rows, save_as=path.parent / "engines.png")
+
+
+def write_table(folder, rows, table):
+    """Write ``table`` (pandas.DataFrame) as ``folder``/table.txt, with where its ``rows`` were recorded."""
+    (folder / "table.txt").write_text(f"{plots.where(rows[0])}\n{table.to_string()}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    draw()
