@@ -4,16 +4,11 @@ First used in notebook 05.
 """
 
 from helpers import plots
-from helpers.article import ARTICLE, article_rows
+from helpers.article import ARTICLE, article_rows, change, markdown
 from helpers.plots import comparison_table, label, source
 from helpers.timing import seconds
 
 QUANTITIES = {"cpu_total_s": "CPU total", "wall_s": "wall"}
-
-
-def change(before, after):
-    """Relative change from ``before`` to ``after`` in percent; negative means less."""
-    return 100 * (after - before) / before
 
 
 def relative_changes(rows):
@@ -135,15 +130,6 @@ def _against_bf16(rows, number):
     if ours["tier"] not in ("embedded", "hub"):
         return f"{share}."
     return f"{share} and writes {'the same' if ours['completion'] == base['completion'] else 'another'} text."
-
-
-def markdown(table):
-    """A DataFrame as a Markdown table, columns aligned for reading in a terminal. First used in notebook 09."""
-    cells = [[table.index.name, *table.columns], *([str(i), *map(str, r)] for i, r in zip(table.index, table.to_numpy()))]
-    cells = [[c.replace("|", "\\|") for c in line] for line in cells]
-    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
 def side_by_side_chart(rows, save_as=None):
