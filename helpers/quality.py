@@ -2,8 +2,8 @@
 
 Perplexity depends on the protocol, so ours has a name: PROTOCOL. KL divergence and "same top token" are defined as llama.cpp's
 ``--kl-divergence`` defines them (https://github.com/ggml-org/llama.cpp, tools/perplexity): for each scored position the sum over the
-vocabulary of p (log p - log q), p of the unquantised model, q of the other. In nats. Beside it: in which
-block two models begin to differ. First used in notebook 08.
+vocabulary of p (log p - log q), p of the unquantised model, q of the other. In nats. First used in
+notebook 08.
 """
 
 import json
@@ -76,12 +76,6 @@ def batches(model, encoded):
 def keep(model, encoded):
     """Return ``list(batches(…))`` in host memory: a reference for ``score``, exactly as the model computed it, 2 bytes a number."""
     return [(logits.cpu(), targets.cpu()) for logits, targets in batches(model, encoded)]
-
-
-def perplexity(model, tokenizer, texts):
-    """Return (perplexity, number of scored tokens) of ``texts`` by PROTOCOL."""
-    figures, _ = score(batches(model, encode(tokenizer, texts)))
-    return figures["perplexity"], figures["tokens"]
 
 
 def score(predictions, reference=None):
@@ -230,32 +224,3 @@ def _losses(logits, targets):
 
     pairs = zip(logits.split(CHUNK), targets.split(CHUNK))
     return torch.cat([torch.nn.functional.cross_entropy(each.float(), wanted, reduction="none") for each, wanted in pairs]).double().cpu()
-
-
-def block_outputs(model, encoded):
-    """Return the output of each block (list of tensors (tokens, hidden size), host, the model's type) for every token after the first.
-
-    The first token is left out: it is the same in every text, and in large models its values are many times larger than all others.
-    """
-    import torch
-
-    kept = [[] for _ in model.model.layers]
-
-    def hook(n):
-        return lambda layer, inputs, output: kept[n].append((output[0] if isinstance(output, tuple) else output)[0, 1:].cpu())
-
-    handles = [layer.register_forward_hook(hook(n)) for n, layer in enumerate(model.model.layers)]
-    try:
-        for row in encoded:  # one text at a time: no padding
-            with torch.no_grad():
-                model(input_ids=torch.tensor([row], device=model.device), use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [torch.cat(parts) for parts in kept]
-
-
-def relative_errors(outputs, reference):
-    """Return for each block the mean over tokens of |output - reference| / |reference| (Euclidean norms), from ``block_outputs``."""
-    pairs = ((ours.float(), theirs.float()) for ours, theirs in zip(outputs, reference))
-    return [((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean().item() for ours, theirs in pairs]

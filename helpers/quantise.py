@@ -1,12 +1,11 @@
 """How is a whole model quantised, layer by layer, and how does it become a checkpoint that others can load?
 
-The walk through its blocks and the packing; saving, a model card, publishing. The algorithm itself is built in notebook 10. First used in
+The walk through its blocks, the packing, saving, publishing. The algorithm itself and the model card are built in notebook 10. First used in
 notebook 10.
 """
 
 import contextlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import ROOT, ledger, limits, loading
@@ -14,7 +13,6 @@ from helpers.errors import CheckpointError, CourseError
 from helpers.models import files, hub
 
 BATCH = 16  # windows at a time
-CARD = ROOT / "data" / "model_card.md"  # text of a model card, with places for what was measured
 TOGETHER = (  # the linear layers of a block in the order in which they work; those in one bracket read the same inputs
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",),
 )  # fmt: skip
@@ -116,54 +114,8 @@ def unpack(packed, bits):
     return parts.sum(1, dtype=torch.int32)
 
 
-def layout(codes, scales, groups, bits):
-    """Return {name: tensor} of a linear layer as a GPTQ checkpoint (layout v1, symmetric) stores it.
-
-    codes: integers, shape (out, in). scales: (out, number of groups). groups: the group of each input, shape (in,).
-    """
-    import torch
-
-    zeros = torch.full_like(scales, 2 ** (bits - 1) - 1)  # v1 stores zero points minus 1
-    return {
-        "qweight": pack(codes.T, bits),
-        "qzeros": pack(zeros, bits).T.contiguous(),
-        "scales": scales.T.half().contiguous(),
-        "g_idx": groups.to(torch.int32),
-    }
-
-
-def tensor_bytes(tensors):
-    """Bytes of the tensors in a dict."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
 class UploadError(CourseError, OSError):
     """An upload to the Hub that could not be made; what is on this disk stays."""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What GPTQ needs at least for one model: memory in bytes, floating-point operations."""
-
-    memory: int
-    operations: int
-
-
-def needs(shape, tokens, weight_size=2):
-    """Return the Needs of the library's GPTQ on a Llama of ``shape`` with ``tokens`` calibration tokens; weight_size: bytes a weight.
-
-    Memory: the unquantised weights, what goes into a block and comes out of it for all tokens, and three float32 matrices of the widest
-    layer's Hessian (itself and two steps of its inverse); or, if that is more, the weights and all packed layers, which optimum makes at
-    the end beside them. Operations: each block is computed once for each of its seven linear layers and once more for its output, 2 a
-    weight and token; each layer's Hessian takes 2 a token and entry. Attention, the inverse and the loop over columns come on top.
-    """
-    linears, layers = shape.linears(), shape.num_hidden_layers
-    widest = max(n for n, _ in linears)
-    walking = weight_size * 2 * tokens * shape.hidden_size + 3 * 4 * widest**2
-    packing = shape.weight_bytes("gptq") - 2 * shape.other_parameters
-    memory = weight_size * shape.parameters + max(walking, packing)
-    operations = 2 * tokens * (8 * shape.linear_parameters + layers * sum(n * n for n, _ in linears))
-    return Needs(memory, operations)
 
 
 def rate(device, dtype):
@@ -216,42 +168,6 @@ def save(model, tokenizer, folder):
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{folder} could not be written ({reason}): make room, or set RESULTS_DIR to another folder.") from error
-
-
-def write_card(folder, base, unquantised, row, calibration):
-    """Write the model card, ``folder``/README.md, from what was measured and from the folder's own quantize_config.json.
-
-    base: the Step that was quantised. unquantised, row: rows of quality.make_row, before and after. calibration: in words. Metadata and
-    their place are the Hub's (https://huggingface.co/docs/hub/model-cards), written by huggingface_hub.
-    """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-    folder = Path(folder)
-    settings = json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))
-    embedded, name = base.tier == "embedded", Path(base.checkpoint).name if base.is_folder else base.checkpoint
-    perplexity = EvalResult(
-        task_type="text-generation", dataset_type="heldout", dataset_name="the course's held-out text, by its own protocol", metric_type="perplexity",
-        metric_value=round(row["perplexity"], 4),
-    )  # fmt: skip
-    about = {"license": "mit", "language": "en"} if embedded else {}
-    if not base.is_folder:
-        about |= {"base_model": base.checkpoint, "base_model_relation": "quantized"}
-    data = ModelCardData(
-        model_name=folder.name, library_name="transformers", pipeline_tag="text-generation", tags=["gptq", f"{settings['bits']}-bit"],
-        eval_results=[perplexity], **about,
-    )  # fmt: skip
-    text = CARD.read_text(encoding="utf-8").format(
-        name=folder.name,
-        base=f"The course's small model `{name}` (it stands in for Llama-2 and is none)" if embedded else name,
-        bits=settings["bits"], group=settings["group_size"], sym=settings["sym"], desc_act=settings["desc_act"],
-        act_group_aware=settings.get("act_group_aware", "not said"), damp=settings["damp_percent"],
-        calibration=calibration, versions=", ".join(f"{name} {version}" for name, version in row["versions"].items() if version),
-        before=unquantised["perplexity"], after=row["perplexity"], bytes_before=unquantised["weight_bytes"], bytes_after=row["weight_bytes"],
-        tokens=row["tokens"], protocol=row["protocol"], device=row["device"], date=row["date"][:10],
-        licence=" (MIT)" if embedded else "",
-    )  # fmt: skip
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
-    return folder / "README.md"
 
 
 def publish(folder, repository, yes=False):

@@ -53,7 +53,7 @@ def recorded(rows, quality):
 
 def savings(found):
     """Say which changes from step 1 to step 4 saved most of the time (two at most), from ``found.steps``; "" if none did."""
-    parts = [(what, after - before) for what, before, after in breakdown.changes_of(found.steps) if after is not None]
+    parts = [(what, after - before) for what, before, after in breakdown.changes(found.steps) if after is not None]
     largest = sorted((part for part in parts if part[1] < 0), key=lambda part: part[1])[:2]
     return "; most of it: " + ", ".join(f"{what} ({seconds(-value)})" for what, value in largest) if largest else ""
 
