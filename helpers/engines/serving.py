@@ -77,9 +77,8 @@ class Server:
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:
-            self.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience)
         finally:
             self._kill()
         return self.process.wait()
@@ -121,10 +120,9 @@ def gguf_file(step):
 def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, device=None):
     """Start ``transformers serve`` with ``step``'s checkpoint and return the Server, once it is healthy.
 
-    continuous: batch the requests at each step (``--continuous-batching``), else one request after the other. readers, tokens: for how many
-    requests at once, of how many tokens each with their answers, the KV cache has room; without a limit
-    transformers takes 60 % of the free memory on a CPU, 80 to 90 % on a GPU.
-    device: as for loading.load. Raises ServerError, CheckpointError, UnknownFormatError or DeviceError.
+    continuous: batch the requests at each step (``--continuous-batching``), else one request after the other. readers, tokens: the KV cache has
+    room for so many requests, of so many tokens each (without a limit it takes 60 % and more of the free memory). device: as for loading.load.
+    Raises ServerError, CheckpointError, UnknownFormatError or DeviceError.
     """
     device = machine.get_device(device)
     package = importlib.util.find_spec("transformers").submodule_search_locations[0]
@@ -186,15 +184,8 @@ def _start(name, what, options, port, model, no_end, device, variables=None):
     waits = {"OMP_WAIT_POLICY": "PASSIVE"}  # a thread that waits gives its core to the client
     started = time.perf_counter()
     with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=waits | os.environ | quiet | (variables or {}),
-            start_new_session=True,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, env=waits | os.environ | quiet | (variables or {}), start_new_session=True, **pipes)
     server = Server(name, Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:], machine.device_name(device))
     atexit.register(server.stop)
     try:
