@@ -43,33 +43,20 @@ def comparison_table(rows):
     """Return the cumulative table (pandas.DataFrame, one line a step) of ledger ``rows`` ({step: row}). First used in notebook 01."""
     import pandas as pd
 
-    lines = {
-        label(number, rows): {
-            "user": seconds(row["user_s"]),
-            "sys": seconds(row["sys_s"]),
-            "CPU total": seconds(row["cpu_total_s"]),
-            "wall": seconds(row["wall_s"]),
-            "warm wall": seconds(row.get("warm_wall_s")),
-            "tokens/s": "-" if row.get("decode_tokens_per_s") is None else f"{row['decode_tokens_per_s']:,.1f}",
-            "weights": "-" if row.get("weight_bytes") is None else f"{row['weight_bytes'] / 1e6:,.1f} MB",
-        }
-        for number, row in rows.items()
-    }
+    times = {"user": "user_s", "sys": "sys_s", "CPU total": "cpu_total_s", "wall": "wall_s", "warm wall": "warm_wall_s"}
+    lines = {label(number, rows): {name: seconds(row.get(key)) for name, key in times.items()} for number, row in rows.items()}
+    for number, row in rows.items():
+        rate, size = row.get("decode_tokens_per_s"), row.get("weight_bytes")
+        lines[label(number, rows)] |= {"tokens/s": "-" if rate is None else f"{rate:,.1f}", "weights": "-" if size is None else f"{size / 1e6:,.1f} MB"}
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
 
 
 def times(row):
     """The times of ``row`` for a table, in words, and the floor of a token beside them (see limits.with_floor)."""
     tpot, floor = row["tpot_s"], row.get("floor_tpot_s")
-    return {
-        "first call": seconds(row["wall_s"]),
-        "warm call": seconds(row["warm_wall_s"]),
-        "TTFT": seconds(row["warm_ttft_s"]),
-        "TPOT": seconds(tpot),
-        "tokens/s": "-" if tpot is None else f"{row['decode_tokens_per_s']:,.1f}",
-        "floor": seconds(floor),
-        "TPOT / floor": f"{tpot / floor:.1f}" if tpot and floor else "-",
-    }
+    found = {"first call": seconds(row["wall_s"]), "warm call": seconds(row["warm_wall_s"]), "TTFT": seconds(row["warm_ttft_s"]), "TPOT": seconds(tpot)}
+    found |= {"tokens/s": "-" if tpot is None else f"{row['decode_tokens_per_s']:,.1f}", "floor": seconds(floor)}
+    return found | {"TPOT / floor": f"{tpot / floor:.1f}" if tpot and floor else "-"}
 
 
 def comparison_chart(rows, save_as=None):

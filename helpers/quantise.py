@@ -1,6 +1,6 @@
-"""How is a whole model quantised, layer by layer, and how does it become a checkpoint that others can load?
+"""How does a quantised model become a checkpoint that others can load?
 
-The walk through its blocks, the packing, saving, publishing. The algorithm itself and the model card are built in notebook 10. First used in
+Calibration text, packing, saving, publishing. The algorithm, the walk through a model and its card are built in notebook 10. First used in
 notebook 10.
 """
 
@@ -12,7 +12,6 @@ from helpers import ROOT, ledger, limits, loading
 from helpers.errors import CheckpointError, CourseError
 from helpers.models import files, hub
 
-BATCH = 16  # windows at a time
 TOGETHER = (  # the linear layers of a block in the order in which they work; those in one bracket read the same inputs
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",),
 )  # fmt: skip
@@ -23,7 +22,7 @@ class _Enough(Exception):
 
 
 def calibration_text():
-    """Return the course's calibration text as a list of lines (str); the embedded models were trained on it, and on much more."""
+    """Return the course's calibration text as a list of lines (str)."""
     return (ROOT / "data" / "text" / "calibration.txt").read_text(encoding="utf-8").splitlines()
 
 
@@ -34,68 +33,27 @@ def windows(tokenizer, lines, count=32):
     return cut([tokenizer(line).input_ids for line in lines])[:count]
 
 
-def walk(model, ids, look, choose):
-    """Replace the weight of each linear layer of each block by ``choose(name, weight, look(inputs))``, in place, and return ``model``.
-
-    ids: the calibration windows, shape (windows, tokens). inputs: what the layer reads, shape (windows x tokens, in features), when all
-    layers before it, in its own block too, have their new weights already: what GPTQ's authors and gptqmodel call "true sequential".
-    ``look`` is called once for layers that read the same.
-    """
-    import torch
-
-    with torch.no_grad():
-        calls = [_caught(model.model.layers[0], lambda: model(part, use_cache=False)) for part in ids.to(model.device).split(BATCH)]  # noqa: B023
-        hidden, others = [args[0] for args, _ in calls], [other for _, other in calls]
-        for number, block in enumerate(model.model.layers):
-            for names in TOGETHER:
-                layer = block.get_submodule(names[0])
-                read = [_caught(layer, lambda: block(states, **other))[0][0] for states, other in zip(hidden, others)]  # noqa: B023
-                seen = look(torch.cat([part.flatten(0, -2) for part in read]))
-                for name in names:
-                    weight = block.get_submodule(name).weight
-                    with _one_thread():
-                        weight.copy_(choose(f"model.layers.{number}.{name}", weight, seen))
-            hidden = [block(states, **other) for states, other in zip(hidden, others)]
-            hidden = [states[0] if isinstance(states, tuple) else states for states in hidden]  # older transformers return a tuple
-    return model
-
-
-@contextlib.contextmanager
-def _one_thread():
-    """GPTQ makes thousands of small steps: several threads would wait for each other at each of them."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _caught(layer, call):
-    """The (arguments, keyword arguments) with which ``call()`` first calls ``layer``; what comes after is not computed."""
-    caught = []
+def caught(layer, call):
+    """Return the (arguments, keyword arguments) with which ``call()`` first calls ``layer``; what comes after is not computed."""
+    found = []
 
     def hook(_, args, kwargs):
-        caught.append((args, kwargs))
+        found.append((args, kwargs))
         raise _Enough
 
     handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        call()
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
-    return caught[0]
+    with contextlib.suppress(_Enough):
+        try:
+            call()
+        finally:
+            handle.remove()
+    return found[0]
 
 
 def pack(codes, bits):
     """Pack integers below 2^``bits``, shape (n, columns), into int32, shape (n x bits / 32, columns). n: a multiple of 32.
 
-    Each column is one stream of bits, the first integer's lowest bit first: GPTQ's layout, see notebook 03. For 3 bits, 32 integers share
-    three int32 and some lie across two of them.
+    Each column is one stream of bits, the first integer's lowest bit first: GPTQ's layout, see notebook 03.
     """
     import torch
 
@@ -133,11 +91,10 @@ def record(step, result, model):
 
 
 def save(model, tokenizer, folder):
-    """Write a model that was quantised by GPTQConfig, with configuration, generation configuration and tokeniser, as ``folder`` (a Path).
+    """Write a model that was quantised by GPTQConfig, with its configurations and tokeniser, as ``folder``, in place of an older one.
 
-    In layout v1, which all GPTQ programs read: in memory, gptqmodel keeps v2, where zero points are stored as they are. What is not
-    quantised is stored in float16. The calibration text does not go into the configuration. The folder appears when it is complete, and
-    takes the place of an older one. Raises CheckpointError if the model is not one, or the disk does not take it.
+    In layout v1, which all GPTQ programs read (gptqmodel keeps v2 in memory, where zero points are one higher); what is not quantised in
+    float16; without the calibration text. Raises CheckpointError if the model is not one, or the disk does not take it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -173,8 +130,8 @@ def save(model, tokenizer, folder):
 def publish(folder, repository, yes=False):
     """Upload the checkpoint ``folder`` to the reader's own, private repository of the Hub, and return its address; None if nothing was sent.
 
-    repository: "owner/name", or None: nothing happens. yes: without it, what would be sent is printed and nothing is sent. A repository
-    that is not private is left alone. Raises UploadError; an upload is one commit, so the repository is never half written.
+    repository: "owner/name", or None: nothing happens. yes: without it, what would be sent is printed. A repository that is not private is left
+    alone. Raises UploadError; an upload is one commit.
     """
     if repository is None:
         print("Nothing was uploaded: my_repository is None.")

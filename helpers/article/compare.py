@@ -19,10 +19,8 @@ def relative_changes(rows):
     changes = []
     for claim in ARTICLE["claims"]:
         before, after = (rows.get(claim[end], {}).get(claim["quantity"]) for end in ("from", "to"))
-        if before is None or after is None:
-            changes.append((claim, None))
-        else:
-            changes.append((claim, after - before if claim["unit"] == "s" else change(before, after)))
+        known = before is not None and after is not None
+        changes.append((claim, None if not known else after - before if claim["unit"] == "s" else change(before, after)))
     return changes
 
 
@@ -33,15 +31,11 @@ def changes_table(rows):
     def shown(value, unit):
         return "not measured" if value is None else f"{value:+.2f} s" if unit == "s" else f"{value:+.0f} %"
 
-    lines = {
-        f"{QUANTITIES[claim['quantity']]}, step {claim['from']} to {claim['to']}" + (" (seconds)" if claim["unit"] == "s" else ""): {
-            "article says": shown(claim["stated"], claim["unit"]),
-            "from its table": shown(theirs, claim["unit"]),
-            "yours": shown(ours, claim["unit"]),
-        }
-        for (claim, theirs), (_, ours) in zip(relative_changes(article_rows()), relative_changes(rows))
-    }
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("change")
+    lines = {}
+    for (claim, theirs), (_, ours) in zip(relative_changes(article_rows()), relative_changes(rows)):
+        name = f"{QUANTITIES[claim['quantity']]}, step {claim['from']} to {claim['to']}" + (" (seconds)" if claim["unit"] == "s" else "")
+        lines[name] = [shown(value, claim["unit"]) for value in (claim["stated"], theirs, ours)]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=["article says", "from its table", "yours"]).rename_axis("change")
 
 
 def completions_table(rows):
@@ -96,22 +90,16 @@ def report(rows):
     if not rows:
         return "Nothing was measured yet.\n"
     dates = sorted(r["date"] for r in rows.values())
-    return (
-        "\n\n".join(
-            [
-                f"# The four steps ({source(next(iter(rows.values())))})",
-                f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
-                markdown(comparison_table(rows)),
-                "## The article's changes",
-                markdown(changes_table(rows)),
-                "## Completions",
-                markdown(completions_table(rows)),
-                "## What your figures show",
-                "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        f"# The four steps ({source(next(iter(rows.values())))})",
+        f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
+        markdown(comparison_table(rows)),
+        f"## The article's changes\n\n{markdown(changes_table(rows))}",
+        f"## Completions\n\n{markdown(completions_table(rows))}",
+        "## What your figures show",
+        "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _more_or_less(percent, what):
