@@ -8,7 +8,6 @@ notebook 08.
 
 import json
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime
 from math import exp, inf, sqrt
 from pathlib import Path
@@ -18,8 +17,8 @@ from helpers.errors import PromptError
 from helpers.ledger import PACKAGES
 from helpers.loading.memory import hollow
 from helpers.models import files
-from helpers.models.catalogue import LINEARS, LLAMA_2, STEPS, VARIANTS
-from helpers.models.choose import TIERS, get_step
+from helpers.models.catalogue import LINEARS
+from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
 
 BATCH, BITS, GROUP, CHUNK = 16, 4, 128, 256  # lines at a time; bits and group of the grid; positions at a time
@@ -155,7 +154,7 @@ def round_to_nearest(model):
 def make_row(step, figures, tpot_s=None, device=None, **other):
     """Return the row (a dict that JSON can hold) of ``step`` for ``save``: figures from ``score``, tpot_s in seconds, sizes in bytes.
 
-    device: in words, by default this machine's. other: keys to set differently, e.g. those of ``rounded``.
+    device: in words, by default this machine's. other: keys to set differently.
     """
     row = {
         "title": step.title, "tier": step.tier, "device": device or machine.device_name(), "model": step.model, "format": step.format,
@@ -164,25 +163,6 @@ def make_row(step, figures, tpot_s=None, device=None, **other):
         "missing": "",
     }  # fmt: skip
     return row | dict.fromkeys(NUMBERS) | figures | {"tpot_s": tpot_s} | other
-
-
-def rounded(step, shape):
-    """The keys of a row that differ where ``step``'s model was rounded to nearest: its name, and its bytes as if packed like GPTQ's."""
-    return {"title": f"{step.title.rsplit(' ', 1)[0]} rounded", "format": "rtn", "weight_bytes": shape.weight_bytes("gptq")}
-
-
-def missing_row(key, tier, reason):
-    """Return the row of what could not be measured here: step ``key``, or "rtn" and "13b-rtn". reason: why, a sentence.
-
-    Nothing is asked of the Hub; outside the embedded tier, bytes are those of Llama-2's shape.
-    """
-    number = {"rtn": 2, "13b-rtn": "13b-bf16"}.get(key, key)
-    step = get_step(number, tier="embedded")
-    shape = step.shape if tier == "embedded" else LLAMA_2[step.model]
-    if tier != "embedded":
-        step = replace(step, tier=tier, checkpoint={**STEPS, **VARIANTS}[number].hub)
-    other = rounded(step, shape) if str(key).endswith("rtn") else {"weight_bytes": shape.weight_bytes(step.format)}
-    return make_row(step, {}, missing=reason, **other)
 
 
 def save(rows, path=None):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from support.book import functions
@@ -12,7 +13,7 @@ from helpers.models import catalogue, choose
 
 RECORDED = json.loads((ROOT / "data" / "quality.json").read_text(encoding="utf-8"))
 SOME = quality.lines()[:12]
-BOOK = functions("08")
+BOOK = functions("08", choose=choose, quality=quality, replace=replace)
 
 
 def perplexity(model, tokenizer, texts):
@@ -196,7 +197,7 @@ def test_the_first_different_token_is_marked(small):
 def rows():
     step = choose.get_step(2)
     figures = {"perplexity": 2.5, "tokens": 10, "change": -0.01, "change_se": 0.1, "kl_mean": -1e-9, "kl_median": 0.0, "kl_99": 0.1, "same_top": 1.0}
-    return {2: quality.make_row(step, figures, 0.004), "13b-rtn": quality.missing_row("13b-rtn", "embedded", "Too large.")}
+    return {2: quality.make_row(step, figures, 0.004), "13b-rtn": BOOK["missing_row"]("13b-rtn", "embedded", "Too large.")}
 
 
 def test_rows_go_round(tmp_path, capsys):
@@ -245,9 +246,9 @@ def test_not_a_number_is_refused_and_the_old_file_stays(tmp_path):
 
 def test_what_does_not_fit_is_named_and_sized_without_the_hub():
     """A T4 has no room for 13B in bf16: its row needs no access to Meta's repository."""
-    row = quality.missing_row("13b-bf16", "hub", "This step needs about 26.8 GB.")
+    row = BOOK["missing_row"]("13b-bf16", "hub", "This step needs about 26.8 GB.")
     assert (row["title"], row["weight_bytes"], row["missing"]) == ("13B bf16", 26_031_728_640, "This step needs about 26.8 GB.")
-    row = quality.missing_row("rtn", "hub", "no")
+    row = BOOK["missing_row"]("rtn", "hub", "no")
     assert (row["title"], row["weight_bytes"]) == ("7B rounded", catalogue.LLAMA_2["7B"].weight_bytes("gptq"))
 
 

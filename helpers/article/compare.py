@@ -3,7 +3,6 @@
 First used in notebook 05.
 """
 
-from helpers import plots
 from helpers.article import ARTICLE, article_rows, change, markdown
 from helpers.plots import comparison_table, label, source
 from helpers.timing import seconds
@@ -118,17 +117,3 @@ def _against_bf16(rows, number):
     if ours["tier"] not in ("embedded", "hub"):
         return f"{share}."
     return f"{share} and writes {'the same' if ours['completion'] == base['completion'] else 'another'} text."
-
-
-def side_by_side_chart(rows, save_as=None):
-    """Draw the article's figures (left) and ``rows`` ({step: row}, right), each on its own scale. Returns what ``plots.show`` returns."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, part in zip(figure.subplots(1, 2), (article_rows(), rows)):
-        plots.bars(axes, part)
-        where = source(next(iter(part.values()))) if part else "nothing measured yet"
-        axes.set_title(where.replace(", ", "\n", 1), fontsize=10)
-    figure.suptitle("First call of generate, 15 new tokens")
-    text = f"Left, {plots.comparison_text(article_rows())}\nRight, {plots.comparison_text(rows)}"
-    return plots.show(figure, text, save_as)

@@ -8,7 +8,7 @@ new tokens by the time from the first request's start to the last one's end. Onl
 import asyncio
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from helpers import ROOT
@@ -107,14 +107,6 @@ class Run:
 
         values = self.values(quantity)
         return float(np.percentile(values, p)) if values else None
-
-    def row(self):
-        """The figures as a dict that JSON can hold; texts and prompts are left out."""
-        kept = [{k: v for k, v in asdict(answer).items() if k not in ("prompt", "text")} for answer in self.answers]
-        figures = {f"{q}_p{p}_s": self.percentile(q, p) for q in ("ttft", "tpot", "itl", "latency") for p in (50, 95)}
-        found = {"concurrency": self.concurrency, "requests": len(kept), "failed": len(self.problems), "problems": sorted(set(self.problems))}
-        found |= {"duration_s": self.duration, "tokens_per_s": self.throughput, "decoding": self.decoding, "bundled": self.bundled}
-        return found | figures | {"answers": kept}
 
     def __str__(self):
         names = {"TTFT": "ttft", "TPOT": "tpot", "latency": "latency"}

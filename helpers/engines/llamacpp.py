@@ -74,26 +74,10 @@ def write(checkpoint, type, path=None):
     return path
 
 
-def table(path):
-    """Return a table (pandas.DataFrame) of the tensors in a GGUF file: type, shape (outputs, inputs), bytes, bits a weight."""
-    import pandas as pd
-
-    rows = [(t.name, t.tensor_type.name, tuple(int(n) for n in reversed(t.shape)), t.n_bytes, 8 * t.n_bytes / t.n_elements) for t in _reader(path).tensors]
-    return pd.DataFrame(rows, columns=["tensor", "type", "shape", "bytes", "bits a weight"]).set_index("tensor")
-
-
 def sizes(path):
     """Return (bytes of all tensors, bytes that one decoded token reads: all but the embedding table, of which it needs one row)."""
-    tensors = {t.name: int(t.n_bytes) for t in _reader(path).tensors}
+    tensors = {t.name: int(t.n_bytes) for t in reader(path).tensors}
     return sum(tensors.values()), sum(tensors.values()) - tensors["token_embd.weight"]
-
-
-def weights(path, name):
-    """Return the tensor ``name`` of a GGUF file as numbers (float32, shape (outputs, inputs)), read by the package gguf's own decoder."""
-    import gguf
-
-    tensor = next(t for t in _reader(path).tensors if t.name == name)
-    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
 
 def quantise(matrix, type):
@@ -204,7 +188,8 @@ def _blocks(tensor, kind):
     return gguf.quants.quantize(tensor, kind) if kind.name == "BF16" else quantise(tensor, kind.name)
 
 
-def _reader(path):
+def reader(path):
+    """Return the package gguf's reader of a GGUF file, which has its ``tensors``. Raises CheckpointError if the file is damaged."""
     import gguf
 
     try:
