@@ -60,10 +60,7 @@ def times(row):
 
 
 def comparison_chart(rows, save_as=None):
-    """Draw CPU total and wall of the cold call for each step in ``rows`` ({step: row}); steps not measured yet keep their place.
-
-    The title names tier and device. Returns what a notebook shows, see ``show``. First used in notebook 01.
-    """
+    """Draw CPU total and wall of the cold call for each step in ``rows`` ({step: row}); returns what ``show`` returns. First used in notebook 01."""
     place = source(next(iter(rows.values()))) if rows else "nothing measured yet"
     chart, axes = figure(f"First call of generate, 15 new tokens\n{place}", "", "")
     bars(axes, rows)
@@ -92,10 +89,7 @@ def figure(title, x, y, size=(8, 3.8)):
 
 
 def show(figure, text, save_as=None):
-    """Turn ``figure`` into a PNG with ``text`` as its alternative text, print the text, return the image for the notebook to show.
-
-    save_as: name of a file in the results folder that it is written to as well.
-    """
+    """Print ``text``, return ``figure`` as an image with it as alternative text; save_as: a file in the results folder, written as well."""
     from IPython.display import Image
 
     buffer = io.BytesIO()

@@ -1,9 +1,8 @@
 """What does a format cost in quality? Perplexity, and how far the quantised model's predictions are from the unquantised model's.
 
-Perplexity depends on the protocol, so ours has a name: PROTOCOL. KL divergence and "same top token" are defined as llama.cpp's
-``--kl-divergence`` defines them (https://github.com/ggml-org/llama.cpp, tools/perplexity): for each scored position the sum over the
-vocabulary of p (log p - log q), p of the unquantised model, q of the other. In nats. First used in
-notebook 08.
+Perplexity is by our own PROTOCOL. KL divergence and "same top token" are those of llama.cpp's ``--kl-divergence`` (tools/perplexity of
+https://github.com/ggml-org/llama.cpp): for each scored position the sum over the vocabulary of p (log p - log q), p of the unquantised model, q
+of the other, in nats. First used in notebook 08.
 """
 
 import json
@@ -80,10 +79,9 @@ def keep(model, encoded):
 def score(predictions, reference=None):
     """Compare ``predictions`` (from ``batches`` or ``keep``) with a kept ``reference``; return (figures, losses).
 
-    figures: perplexity, tokens; with a reference also kl_mean, kl_median, kl_99 (nats, over the positions), same_top (share of
-    positions, 0 to 1), change (perplexity / the reference's - 1) and change_se (its standard error, from the paired differences of the
-    log-likelihoods). losses: negative log-likelihood of each scored token (float64, host); ``change`` compares those of two models.
-    Raises PromptError if the reference is of another text.
+    figures: perplexity, tokens; with a reference also kl_mean, kl_median, kl_99 (nats), same_top (share of positions, 0 to 1), change
+    (perplexity / the reference's - 1) and change_se (its standard error, of paired differences). losses: negative log-likelihood of each scored
+    token (float64, host). Raises PromptError if the reference is of another text.
     """
     import torch
 
@@ -135,8 +133,7 @@ def change(ours, theirs):
 def round_to_nearest(model):
     """Round the linear layers of all blocks to GPTQ's grid, in place, and return ``model``: 4 bits, groups of 128 inputs, symmetric.
 
-    Nothing is calibrated: each weight takes the nearest of 16 values, scale x (-8 … 7), with scale = 2 max |weight| / 15 in its group.
-    The weights stay in the model's type, so this model is neither smaller nor faster.
+    Each weight takes the nearest of 16 values, scale x (-8 … 7), scale = 2 max |weight| / 15 in its group, and stays in the model's type.
     """
     import torch
 

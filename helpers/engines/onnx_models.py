@@ -24,9 +24,8 @@ READY = "genai_config.json"  # the file that the builder writes last
 def export(step, precision, name=None, **options):
     """Write ``step``'s model as an ONNX model for the CPU and return its folder, ``onnx/NAME`` in the results folder.
 
-    precision: "fp32", "int8" or "int4" (a GPTQ checkpoint is int4). options: the builder's extra options, e.g. accuracy_level=1. name: of the
-    folder. A folder that is newer than the checkpoint is used again; an interrupted export leaves none. Raises CheckpointError, or
-    NotEnoughMemoryError: it takes 2.8 times the checkpoint's bytes (a 7B in 4 bits, measured).
+    precision: "fp32", "int8" or "int4" (a GPTQ checkpoint is int4). options: the builder's extra options, e.g. accuracy_level=1. A folder that
+    is newer than the checkpoint is used again. Raises CheckpointError, or NotEnoughMemoryError.
     """
     source = choose.bring(step)
     folder = setup.results_dir() / "onnx" / (name or f"{source.name}-{precision}")
@@ -75,10 +74,9 @@ def load(folder, threads=None):
 
 
 def answer(model, ids, new_tokens, arrived=lambda: None):
-    """Decode ``new_tokens`` tokens greedily after the prompt ``ids`` (list of int) and return their ids.
+    """Decode ``new_tokens`` tokens greedily after the prompt ``ids`` (list of int) and return their ids, without an end of text.
 
-    arrived: called as each new token comes. No end of text (as ``min_new_tokens`` in transformers). Raises PromptError if the prompt is
-    empty or the context too short.
+    arrived: called as each new token comes. Raises PromptError if the prompt is empty or the context too short.
     """
     generator = _generator(model, ids, new_tokens)
     new = []

@@ -72,9 +72,9 @@ def record(*arguments, **options):
 
 
 def beside(step, steps=()):
-    """Return the rows of all engines in the ledger with ``step``'s model and tier, each the newest, the slowest first, with their floors.
+    """Return the newest row of each engine in the ledger with ``step``'s model and tier, the slowest first, with their floors.
 
-    steps: those of the article's, by number, that are measured now if the ledger lacks them; of a checkpoint of the reader's own, that one.
+    steps: the article's, by number, that are measured now if the ledger lacks them; of a checkpoint of the reader's own, that one.
     """
     if step.tier != "own":
         ledger.steps(step.tier, steps)
@@ -84,10 +84,7 @@ def beside(step, steps=()):
 
 
 def newest(rows, step):
-    """Return the newest row of each engine, title and device among ``rows`` with ``step``'s model and tier, the slowest first.
-
-    Prompt and number of tokens are the article's, batch 1; the benchmark's rows are left out.
-    """
+    """Return the newest row of each engine, title and device among ``rows`` with ``step``'s model and tier, the slowest first; none of benchmark's."""
 
     def matches(row):
         same = row["title"].split()[0] == step.title.split()[0] and row["tier"] == step.tier and "run" not in row
