@@ -43,40 +43,24 @@ def comparison_table(rows):
     """Return the cumulative table (pandas.DataFrame, one line a step) of ledger ``rows`` ({step: row}). First used in notebook 01."""
     import pandas as pd
 
-    lines = {
-        label(number, rows): {
-            "user": seconds(row["user_s"]),
-            "sys": seconds(row["sys_s"]),
-            "CPU total": seconds(row["cpu_total_s"]),
-            "wall": seconds(row["wall_s"]),
-            "warm wall": seconds(row.get("warm_wall_s")),
-            "tokens/s": "-" if row.get("decode_tokens_per_s") is None else f"{row['decode_tokens_per_s']:,.1f}",
-            "weights": "-" if row.get("weight_bytes") is None else f"{row['weight_bytes'] / 1e6:,.1f} MB",
-        }
-        for number, row in rows.items()
-    }
+    times = {"user": "user_s", "sys": "sys_s", "CPU total": "cpu_total_s", "wall": "wall_s", "warm wall": "warm_wall_s"}
+    lines = {label(number, rows): {name: seconds(row.get(key)) for name, key in times.items()} for number, row in rows.items()}
+    for number, row in rows.items():
+        rate, size = row.get("decode_tokens_per_s"), row.get("weight_bytes")
+        lines[label(number, rows)] |= {"tokens/s": "-" if rate is None else f"{rate:,.1f}", "weights": "-" if size is None else f"{size / 1e6:,.1f} MB"}
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
 
 
 def times(row):
     """The times of ``row`` for a table, in words, and the floor of a token beside them (see limits.with_floor)."""
     tpot, floor = row["tpot_s"], row.get("floor_tpot_s")
-    return {
-        "first call": seconds(row["wall_s"]),
-        "warm call": seconds(row["warm_wall_s"]),
-        "TTFT": seconds(row["warm_ttft_s"]),
-        "TPOT": seconds(tpot),
-        "tokens/s": "-" if tpot is None else f"{row['decode_tokens_per_s']:,.1f}",
-        "floor": seconds(floor),
-        "TPOT / floor": f"{tpot / floor:.1f}" if tpot and floor else "-",
-    }
+    found = {"first call": seconds(row["wall_s"]), "warm call": seconds(row["warm_wall_s"]), "TTFT": seconds(row["warm_ttft_s"]), "TPOT": seconds(tpot)}
+    found |= {"tokens/s": "-" if tpot is None else f"{row['decode_tokens_per_s']:,.1f}", "floor": seconds(floor)}
+    return found | {"TPOT / floor": f"{tpot / floor:.1f}" if tpot and floor else "-"}
 
 
 def comparison_chart(rows, save_as=None):
-    """Draw CPU total and wall of the cold call for each step in ``rows`` ({step: row}); steps not measured yet keep their place.
-
-    The title names tier and device. Returns what a notebook shows, see ``show``. First used in notebook 01.
-    """
+    """Draw CPU total and wall of the cold call for each step in ``rows`` ({step: row}); returns what ``show`` returns. First used in notebook 01."""
     place = source(next(iter(rows.values()))) if rows else "nothing measured yet"
     chart, axes = figure(f"First call of generate, 15 new tokens\n{place}", "", "")
     bars(axes, rows)
@@ -105,10 +89,7 @@ def figure(title, x, y, size=(8, 3.8)):
 
 
 def show(figure, text, save_as=None):
-    """Turn ``figure`` into a PNG with ``text`` as its alternative text, print the text, return the image for the notebook to show.
-
-    save_as: name of a file in the results folder that it is written to as well.
-    """
+    """Print ``text``, return ``figure`` as an image with it as alternative text; save_as: a file in the results folder, written as well."""
     from IPython.display import Image
 
     buffer = io.BytesIO()

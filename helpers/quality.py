@@ -1,14 +1,12 @@
 """What does a format cost in quality? Perplexity, and how far the quantised model's predictions are from the unquantised model's.
 
-Perplexity depends on the protocol, so ours has a name: PROTOCOL. KL divergence and "same top token" are defined as llama.cpp's
-``--kl-divergence`` defines them (https://github.com/ggml-org/llama.cpp, tools/perplexity): for each scored position the sum over the
-vocabulary of p (log p - log q), p of the unquantised model, q of the other. In nats. Beside it: in which
-block two models begin to differ. First used in notebook 08.
+Perplexity is by our own PROTOCOL. KL divergence and "same top token" are those of llama.cpp's ``--kl-divergence`` (tools/perplexity of
+https://github.com/ggml-org/llama.cpp): for each scored position the sum over the vocabulary of p (log p - log q), p of the unquantised model, q
+of the other, in nats. First used in notebook 08.
 """
 
 import json
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime
 from math import exp, inf, sqrt
 from pathlib import Path
@@ -18,8 +16,8 @@ from helpers.errors import PromptError
 from helpers.ledger import PACKAGES
 from helpers.loading.memory import hollow
 from helpers.models import files
-from helpers.models.catalogue import LINEARS, LLAMA_2, STEPS, VARIANTS
-from helpers.models.choose import TIERS, get_step
+from helpers.models.catalogue import LINEARS
+from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
 
 BATCH, BITS, GROUP, CHUNK = 16, 4, 128, 256  # lines at a time; bits and group of the grid; positions at a time
@@ -78,19 +76,12 @@ def keep(model, encoded):
     return [(logits.cpu(), targets.cpu()) for logits, targets in batches(model, encoded)]
 
 
-def perplexity(model, tokenizer, texts):
-    """Return (perplexity, number of scored tokens) of ``texts`` by PROTOCOL."""
-    figures, _ = score(batches(model, encode(tokenizer, texts)))
-    return figures["perplexity"], figures["tokens"]
-
-
 def score(predictions, reference=None):
     """Compare ``predictions`` (from ``batches`` or ``keep``) with a kept ``reference``; return (figures, losses).
 
-    figures: perplexity, tokens; with a reference also kl_mean, kl_median, kl_99 (nats, over the positions), same_top (share of
-    positions, 0 to 1), change (perplexity / the reference's - 1) and change_se (its standard error, from the paired differences of the
-    log-likelihoods). losses: negative log-likelihood of each scored token (float64, host); ``change`` compares those of two models.
-    Raises PromptError if the reference is of another text.
+    figures: perplexity, tokens; with a reference also kl_mean, kl_median, kl_99 (nats), same_top (share of positions, 0 to 1), change
+    (perplexity / the reference's - 1) and change_se (its standard error, of paired differences). losses: negative log-likelihood of each scored
+    token (float64, host). Raises PromptError if the reference is of another text.
     """
     import torch
 
@@ -142,8 +133,7 @@ def change(ours, theirs):
 def round_to_nearest(model):
     """Round the linear layers of all blocks to GPTQ's grid, in place, and return ``model``: 4 bits, groups of 128 inputs, symmetric.
 
-    Nothing is calibrated: each weight takes the nearest of 16 values, scale x (-8 … 7), with scale = 2 max |weight| / 15 in its group.
-    The weights stay in the model's type, so this model is neither smaller nor faster.
+    Each weight takes the nearest of 16 values, scale x (-8 … 7), scale = 2 max |weight| / 15 in its group, and stays in the model's type.
     """
     import torch
 
@@ -161,7 +151,7 @@ def round_to_nearest(model):
 def make_row(step, figures, tpot_s=None, device=None, **other):
     """Return the row (a dict that JSON can hold) of ``step`` for ``save``: figures from ``score``, tpot_s in seconds, sizes in bytes.
 
-    device: in words, by default this machine's. other: keys to set differently, e.g. those of ``rounded``.
+    device: in words, by default this machine's. other: keys to set differently.
     """
     row = {
         "title": step.title, "tier": step.tier, "device": device or machine.device_name(), "model": step.model, "format": step.format,
@@ -170,25 +160,6 @@ def make_row(step, figures, tpot_s=None, device=None, **other):
         "missing": "",
     }  # fmt: skip
     return row | dict.fromkeys(NUMBERS) | figures | {"tpot_s": tpot_s} | other
-
-
-def rounded(step, shape):
-    """The keys of a row that differ where ``step``'s model was rounded to nearest: its name, and its bytes as if packed like GPTQ's."""
-    return {"title": f"{step.title.rsplit(' ', 1)[0]} rounded", "format": "rtn", "weight_bytes": shape.weight_bytes("gptq")}
-
-
-def missing_row(key, tier, reason):
-    """Return the row of what could not be measured here: step ``key``, or "rtn" and "13b-rtn". reason: why, a sentence.
-
-    Nothing is asked of the Hub; outside the embedded tier, bytes are those of Llama-2's shape.
-    """
-    number = {"rtn": 2, "13b-rtn": "13b-bf16"}.get(key, key)
-    step = get_step(number, tier="embedded")
-    shape = step.shape if tier == "embedded" else LLAMA_2[step.model]
-    if tier != "embedded":
-        step = replace(step, tier=tier, checkpoint={**STEPS, **VARIANTS}[number].hub)
-    other = rounded(step, shape) if str(key).endswith("rtn") else {"weight_bytes": shape.weight_bytes(step.format)}
-    return make_row(step, {}, missing=reason, **other)
 
 
 def save(rows, path=None):
@@ -230,32 +201,3 @@ def _losses(logits, targets):
 
     pairs = zip(logits.split(CHUNK), targets.split(CHUNK))
     return torch.cat([torch.nn.functional.cross_entropy(each.float(), wanted, reduction="none") for each, wanted in pairs]).double().cpu()
-
-
-def block_outputs(model, encoded):
-    """Return the output of each block (list of tensors (tokens, hidden size), host, the model's type) for every token after the first.
-
-    The first token is left out: it is the same in every text, and in large models its values are many times larger than all others.
-    """
-    import torch
-
-    kept = [[] for _ in model.model.layers]
-
-    def hook(n):
-        return lambda layer, inputs, output: kept[n].append((output[0] if isinstance(output, tuple) else output)[0, 1:].cpu())
-
-    handles = [layer.register_forward_hook(hook(n)) for n, layer in enumerate(model.model.layers)]
-    try:
-        for row in encoded:  # one text at a time: no padding
-            with torch.no_grad():
-                model(input_ids=torch.tensor([row], device=model.device), use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [torch.cat(parts) for parts in kept]
-
-
-def relative_errors(outputs, reference):
-    """Return for each block the mean over tokens of |output - reference| / |reference| (Euclidean norms), from ``block_outputs``."""
-    pairs = ((ours.float(), theirs.float()) for ours, theirs in zip(outputs, reference))
-    return [((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean().item() for ours, theirs in pairs]

@@ -1,20 +1,17 @@
-"""How is a whole model quantised, layer by layer, and how does it become a checkpoint that others can load?
+"""How does a quantised model become a checkpoint that others can load?
 
-The walk through its blocks and the packing; saving, a model card, publishing. The algorithm itself is built in notebook 10. First used in
+Calibration text, packing, saving, publishing. The algorithm, the walk through a model and its card are built in notebook 10. First used in
 notebook 10.
 """
 
 import contextlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import ROOT, ledger, limits, loading
 from helpers.errors import CheckpointError, CourseError
 from helpers.models import files, hub
 
-BATCH = 16  # windows at a time
-CARD = ROOT / "data" / "model_card.md"  # text of a model card, with places for what was measured
 TOGETHER = (  # the linear layers of a block in the order in which they work; those in one bracket read the same inputs
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",),
 )  # fmt: skip
@@ -25,7 +22,7 @@ class _Enough(Exception):
 
 
 def calibration_text():
-    """Return the course's calibration text as a list of lines (str); the embedded models were trained on it, and on much more."""
+    """Return the course's calibration text as a list of lines (str)."""
     return (ROOT / "data" / "text" / "calibration.txt").read_text(encoding="utf-8").splitlines()
 
 
@@ -36,68 +33,27 @@ def windows(tokenizer, lines, count=32):
     return cut([tokenizer(line).input_ids for line in lines])[:count]
 
 
-def walk(model, ids, look, choose):
-    """Replace the weight of each linear layer of each block by ``choose(name, weight, look(inputs))``, in place, and return ``model``.
-
-    ids: the calibration windows, shape (windows, tokens). inputs: what the layer reads, shape (windows x tokens, in features), when all
-    layers before it, in its own block too, have their new weights already: what GPTQ's authors and gptqmodel call "true sequential".
-    ``look`` is called once for layers that read the same.
-    """
-    import torch
-
-    with torch.no_grad():
-        calls = [_caught(model.model.layers[0], lambda: model(part, use_cache=False)) for part in ids.to(model.device).split(BATCH)]  # noqa: B023
-        hidden, others = [args[0] for args, _ in calls], [other for _, other in calls]
-        for number, block in enumerate(model.model.layers):
-            for names in TOGETHER:
-                layer = block.get_submodule(names[0])
-                read = [_caught(layer, lambda: block(states, **other))[0][0] for states, other in zip(hidden, others)]  # noqa: B023
-                seen = look(torch.cat([part.flatten(0, -2) for part in read]))
-                for name in names:
-                    weight = block.get_submodule(name).weight
-                    with _one_thread():
-                        weight.copy_(choose(f"model.layers.{number}.{name}", weight, seen))
-            hidden = [block(states, **other) for states, other in zip(hidden, others)]
-            hidden = [states[0] if isinstance(states, tuple) else states for states in hidden]  # older transformers return a tuple
-    return model
-
-
-@contextlib.contextmanager
-def _one_thread():
-    """GPTQ makes thousands of small steps: several threads would wait for each other at each of them."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _caught(layer, call):
-    """The (arguments, keyword arguments) with which ``call()`` first calls ``layer``; what comes after is not computed."""
-    caught = []
+def caught(layer, call):
+    """Return the (arguments, keyword arguments) with which ``call()`` first calls ``layer``; what comes after is not computed."""
+    found = []
 
     def hook(_, args, kwargs):
-        caught.append((args, kwargs))
+        found.append((args, kwargs))
         raise _Enough
 
     handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        call()
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
-    return caught[0]
+    with contextlib.suppress(_Enough):
+        try:
+            call()
+        finally:
+            handle.remove()
+    return found[0]
 
 
 def pack(codes, bits):
     """Pack integers below 2^``bits``, shape (n, columns), into int32, shape (n x bits / 32, columns). n: a multiple of 32.
 
-    Each column is one stream of bits, the first integer's lowest bit first: GPTQ's layout, see notebook 03. For 3 bits, 32 integers share
-    three int32 and some lie across two of them.
+    Each column is one stream of bits, the first integer's lowest bit first: GPTQ's layout, see notebook 03.
     """
     import torch
 
@@ -116,54 +72,8 @@ def unpack(packed, bits):
     return parts.sum(1, dtype=torch.int32)
 
 
-def layout(codes, scales, groups, bits):
-    """Return {name: tensor} of a linear layer as a GPTQ checkpoint (layout v1, symmetric) stores it.
-
-    codes: integers, shape (out, in). scales: (out, number of groups). groups: the group of each input, shape (in,).
-    """
-    import torch
-
-    zeros = torch.full_like(scales, 2 ** (bits - 1) - 1)  # v1 stores zero points minus 1
-    return {
-        "qweight": pack(codes.T, bits),
-        "qzeros": pack(zeros, bits).T.contiguous(),
-        "scales": scales.T.half().contiguous(),
-        "g_idx": groups.to(torch.int32),
-    }
-
-
-def tensor_bytes(tensors):
-    """Bytes of the tensors in a dict."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
 class UploadError(CourseError, OSError):
     """An upload to the Hub that could not be made; what is on this disk stays."""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What GPTQ needs at least for one model: memory in bytes, floating-point operations."""
-
-    memory: int
-    operations: int
-
-
-def needs(shape, tokens, weight_size=2):
-    """Return the Needs of the library's GPTQ on a Llama of ``shape`` with ``tokens`` calibration tokens; weight_size: bytes a weight.
-
-    Memory: the unquantised weights, what goes into a block and comes out of it for all tokens, and three float32 matrices of the widest
-    layer's Hessian (itself and two steps of its inverse); or, if that is more, the weights and all packed layers, which optimum makes at
-    the end beside them. Operations: each block is computed once for each of its seven linear layers and once more for its output, 2 a
-    weight and token; each layer's Hessian takes 2 a token and entry. Attention, the inverse and the loop over columns come on top.
-    """
-    linears, layers = shape.linears(), shape.num_hidden_layers
-    widest = max(n for n, _ in linears)
-    walking = weight_size * 2 * tokens * shape.hidden_size + 3 * 4 * widest**2
-    packing = shape.weight_bytes("gptq") - 2 * shape.other_parameters
-    memory = weight_size * shape.parameters + max(walking, packing)
-    operations = 2 * tokens * (8 * shape.linear_parameters + layers * sum(n * n for n, _ in linears))
-    return Needs(memory, operations)
 
 
 def rate(device, dtype):
@@ -181,11 +91,10 @@ def record(step, result, model):
 
 
 def save(model, tokenizer, folder):
-    """Write a model that was quantised by GPTQConfig, with configuration, generation configuration and tokeniser, as ``folder`` (a Path).
+    """Write a model that was quantised by GPTQConfig, with its configurations and tokeniser, as ``folder``, in place of an older one.
 
-    In layout v1, which all GPTQ programs read: in memory, gptqmodel keeps v2, where zero points are stored as they are. What is not
-    quantised is stored in float16. The calibration text does not go into the configuration. The folder appears when it is complete, and
-    takes the place of an older one. Raises CheckpointError if the model is not one, or the disk does not take it.
+    In layout v1, which all GPTQ programs read (gptqmodel keeps v2 in memory, where zero points are one higher); what is not quantised in
+    float16; without the calibration text. Raises CheckpointError if the model is not one, or the disk does not take it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -218,47 +127,11 @@ def save(model, tokenizer, folder):
         raise CheckpointError(f"{folder} could not be written ({reason}): make room, or set RESULTS_DIR to another folder.") from error
 
 
-def write_card(folder, base, unquantised, row, calibration):
-    """Write the model card, ``folder``/README.md, from what was measured and from the folder's own quantize_config.json.
-
-    base: the Step that was quantised. unquantised, row: rows of quality.make_row, before and after. calibration: in words. Metadata and
-    their place are the Hub's (https://huggingface.co/docs/hub/model-cards), written by huggingface_hub.
-    """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-    folder = Path(folder)
-    settings = json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))
-    embedded, name = base.tier == "embedded", Path(base.checkpoint).name if base.is_folder else base.checkpoint
-    perplexity = EvalResult(
-        task_type="text-generation", dataset_type="heldout", dataset_name="the course's held-out text, by its own protocol", metric_type="perplexity",
-        metric_value=round(row["perplexity"], 4),
-    )  # fmt: skip
-    about = {"license": "mit", "language": "en"} if embedded else {}
-    if not base.is_folder:
-        about |= {"base_model": base.checkpoint, "base_model_relation": "quantized"}
-    data = ModelCardData(
-        model_name=folder.name, library_name="transformers", pipeline_tag="text-generation", tags=["gptq", f"{settings['bits']}-bit"],
-        eval_results=[perplexity], **about,
-    )  # fmt: skip
-    text = CARD.read_text(encoding="utf-8").format(
-        name=folder.name,
-        base=f"The course's small model `{name}` (it stands in for Llama-2 and is none)" if embedded else name,
-        bits=settings["bits"], group=settings["group_size"], sym=settings["sym"], desc_act=settings["desc_act"],
-        act_group_aware=settings.get("act_group_aware", "not said"), damp=settings["damp_percent"],
-        calibration=calibration, versions=", ".join(f"{name} {version}" for name, version in row["versions"].items() if version),
-        before=unquantised["perplexity"], after=row["perplexity"], bytes_before=unquantised["weight_bytes"], bytes_after=row["weight_bytes"],
-        tokens=row["tokens"], protocol=row["protocol"], device=row["device"], date=row["date"][:10],
-        licence=" (MIT)" if embedded else "",
-    )  # fmt: skip
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
-    return folder / "README.md"
-
-
 def publish(folder, repository, yes=False):
     """Upload the checkpoint ``folder`` to the reader's own, private repository of the Hub, and return its address; None if nothing was sent.
 
-    repository: "owner/name", or None: nothing happens. yes: without it, what would be sent is printed and nothing is sent. A repository
-    that is not private is left alone. Raises UploadError; an upload is one commit, so the repository is never half written.
+    repository: "owner/name", or None: nothing happens. yes: without it, what would be sent is printed. A repository that is not private is left
+    alone. Raises UploadError; an upload is one commit.
     """
     if repository is None:
         print("Nothing was uploaded: my_repository is None.")

@@ -166,6 +166,10 @@ def test_a_size_with_random_weights(tmp_path, monkeypatch):
     assert row["weight_bytes"] == replace(catalogue.Shape(2048, 5504, 24), num_hidden_layers=1).weight_bytes("gptq")
 
 
+def changes(rows):
+    return breakdown.changes(benchmark.by_step(rows))
+
+
 def test_the_changes_add_up_and_a_missing_step_is_in_the_next(measured):
     base, walls = measured[0].rows[0], {"1": (9, 8), "int8-no-outliers": (7, 6), "fp16": (5, 4), "2": (6, 5), "3": (4, 2), "4": (4.5, 3)}
     rows = []
@@ -173,17 +177,17 @@ def test_the_changes_add_up_and_a_missing_step_is_in_the_next(measured):
         call = base["warm"][0] | {"wall": warm}
         known = {"step": int(key) if key.isdigit() else 0, "variant": "" if key.isdigit() else key, "title": key, "dtype": "bfloat16"}
         rows.append(base | known | {"wall_s": cold, "warm": [call]})
-    parts = breakdown.changes(rows)
+    parts = changes(rows)
     assert [after for _, _, after in parts] == [8, 6, 4, 5, None, None, 2, 3, 4.5]  # two kernels are missing; nothing goes back to float16
     assert parts[6][1] == 5 and sum(after - before for _, before, after in parts if after is not None) == 4.5 - 9
     on_gpu = [row | {"dtype": "float16"} if row["step"] == 3 else row for row in rows]
-    assert ("back to float16", 5, 4) in breakdown.changes(on_gpu)
-    assert breakdown.changes(rows[:-1]) == []
+    assert ("back to float16", 5, 4) in changes(on_gpu)
+    assert changes(rows[:-1]) == []
 
     triton = rows[4] | {"step": 0, "variant": "gptq-triton", "title": "Triton", "warm": [base["warm"][0] | {"wall": 2.5}]}
     other = triton | {"layer_class": "TritonV2Linear"}
-    assert ("4 bits, Triton kernel", 5, 2.5) in breakdown.changes([*rows, other])
-    same = breakdown.changes([*rows, triton])  # step 3 has that kernel itself, as on a machine without a compiler: it is no change
+    assert ("4 bits, Triton kernel", 5, 2.5) in changes([*rows, other])
+    same = changes([*rows, triton])  # step 3 has that kernel itself, as on a machine without a compiler: it is no change
     assert "4 bits, Triton kernel" not in [what for what, *_ in same] and sum(after - before for _, before, after in same if after is not None) == 4.5 - 9
 
 

@@ -1,8 +1,17 @@
 """Verdicts follow the figures: each of the four comes out where the rows say so, and the article's own slip is found."""
 
+import pandas as pd
 import pytest
+from support.book import functions
 
-from helpers.article import ARTICLE, claims
+from helpers import article, limits
+from helpers.article import ARTICLE, claims, published
+
+VERDICTS = {name: getattr(claims, name) for name in ("HOLDS", "OTHERWISE", "NOT", "UNKNOWN")}
+BOOK = functions("09", article=article, claims=claims, limits=limits, published=published, pd=pd, **VERDICTS)
+COMPUTED = ("cpu_saving", "twice_the_parameters", "no_room_in_32_bits", "two_3090s")
+BOOK |= {"rules": {name: BOOK[name] for name in ARTICLE["statements"]}}
+BOOK["check"].__globals__.update(rules=BOOK["rules"], computed=[BOOK[name] for name in COMPUTED])
 
 BASE = {"user_s": 0.5, "sys_s": 0.1, "warm": [{"user": 0.8, "sys": 0.1, "wall": 1.0, "ttft": 0.1, "new_tokens": 15}], "dtype": "bfloat16", "parameters": 100}
 
@@ -20,7 +29,7 @@ def evidence(cold, warm, quality=(), **other):
 
 
 def verdict(name, found):
-    answer = getattr(claims, name)(found)
+    answer = BOOK[name](found)
     return answer and answer[0]
 
 
@@ -105,18 +114,19 @@ def test_bits_of_bf16():
 
 def test_what_is_computed_from_shapes_and_from_the_article():
     nobody = claims.Evidence("nobody", {}, {})
-    verdicts = {name: v for name, v in zip(ARTICLE["statements"], claims.check([nobody]))}
-    assert len(verdicts) == 12 and verdicts["cpu_saving"].verdict == claims.NOT and "6.55" in verdicts["cpu_saving"].why
-    assert {name for name, v in verdicts.items() if v.verdict != claims.UNKNOWN} == set(claims.COMPUTED)
-    assert verdicts["no_room_in_32_bits"].verdict == verdicts["twice_the_parameters"].verdict == claims.HOLDS
+    table = BOOK["check"]([nobody])
+    assert list(table.columns) == ["verdict", "because", "measured by"] and list(table.index) == list(ARTICLE["statements"].values())
+    verdicts = dict(zip(ARTICLE["statements"], table["verdict"]))
+    assert len(verdicts) == 12 and verdicts["cpu_saving"] == claims.NOT and "6.55" in table.loc[ARTICLE["statements"]["cpu_saving"], "because"]
+    assert {name for name, verdict in verdicts.items() if verdict != claims.UNKNOWN} == set(COMPUTED)
+    assert verdicts["no_room_in_32_bits"] == verdicts["twice_the_parameters"] == claims.HOLDS
 
 
 def test_the_readers_own_measurement_comes_first():
     mine, other = (claims.Evidence(name, evidence((10, 3, 3, 3), warm).steps, {}) for name, warm in (("mine", (8, 2, 2, 2)), ("other", (2, 2, 2, 2))))
-    first = {v.claim: v for v in claims.check([mine, other])}[ARTICLE["statements"]["eight_to_bf16"]]
-    assert (first.verdict, first.source) == (claims.HOLDS, "mine")
+    claim = ARTICLE["statements"]["eight_to_bf16"]
+    first = BOOK["check"]([mine, other]).loc[claim]
+    assert (first["verdict"], first["measured by"]) == (claims.HOLDS, "mine")
     nothing = claims.Evidence("mine", {}, {})
-    second = {v.claim: v for v in claims.check([nothing, other])}[ARTICLE["statements"]["eight_to_bf16"]]
-    assert (second.verdict, second.source) == (claims.OTHERWISE, "other")
-    table = claims.table(claims.check([mine, other]))
-    assert list(table.columns) == ["verdict", "because", "measured by"] and len(table) == 12
+    second = BOOK["check"]([nothing, other]).loc[claim]
+    assert (second["verdict"], second["measured by"]) == (claims.OTHERWISE, "other")

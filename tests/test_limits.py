@@ -14,6 +14,7 @@ from helpers.models.catalogue import LLAMA_2
 
 MODELS, MACHINES = limits.models(), limits.machines()
 T4 = MACHINES["NVIDIA T4 (free Colab, Kaggle)"]
+BOOK = functions("07", limits=limits, published=published, json=json, FORMATS=catalogue.FORMATS)
 
 
 def floor_ms(model, format, machine, **more):
@@ -147,8 +148,8 @@ def test_published_figures():
 
 
 def test_published_errors_are_computed(tmp_path, monkeypatch):
-    assert all(f["error"] is None for f in published.with_expected({}))
-    before = published.with_expected({"fp16": 0.5})
+    assert all(f["error"] is None for f in BOOK["with_expected"]({}))
+    before = BOOK["with_expected"]({"fp16": 0.5})
     assert {f["format"] for f in before if f["error"] is not None} == {"fp16", "bf16"}
     for f in before:
         if f["error"] is not None:
@@ -158,7 +159,7 @@ def test_published_errors_are_computed(tmp_path, monkeypatch):
     changed = tmp_path / "figures.json"
     changed.write_text(json.dumps(content), encoding="utf-8")
     monkeypatch.setattr(limits, "PUBLISHED", changed)
-    after = published.with_expected({"fp16": 0.5})
+    after = BOOK["with_expected"]({"fp16": 0.5})
     assert 1 + after[0]["error"] == pytest.approx(2 * (1 + before[0]["error"])) and after[1:] == before[1:]
 
 
@@ -172,12 +173,12 @@ def test_two_cards():
 
 
 def test_verdicts_follow_from_the_figures(monkeypatch):
-    speed, divided, memory, *_ = published.advice_verdicts()
+    speed, divided, memory, *_ = BOOK["advice_verdicts"]()
     assert "0.93 times" in speed and "does not hold" in speed and "1.86 times" in divided and "1.61 times" in divided
     assert "70B GPTQ" in memory and "13B fp16" in memory
     slow = MACHINES | {"RTX 4090": MACHINES["RTX 4090"] | {"bandwidth": 500, "memory": 48}}
     monkeypatch.setattr(limits, "machines", lambda: slow)
-    speed, _, memory, *_ = published.advice_verdicts()
+    speed, _, memory, *_ = BOOK["advice_verdicts"]()
     assert "1.87 times" in speed and "faster holds" in speed and "nothing in the table" in memory
 
 

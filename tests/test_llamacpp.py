@@ -4,10 +4,12 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import test_hub
 import torch
 from safetensors.torch import load_file, save_file
+from support.book import functions
 from support.hub import Hub
 
 from helpers import ledger, machine, plots, quality, timing
@@ -17,6 +19,17 @@ from helpers.models import catalogue, choose
 from helpers.models.catalogue import CHECKPOINTS
 
 SMALL, LARGE = CHECKPOINTS / "small", CHECKPOINTS / "large"
+
+
+contents = functions("11", llamacpp=llamacpp, pd=pd)["contents"]
+
+
+def weights(path, name):
+    """The tensor ``name`` of a GGUF file as numbers, by the package gguf's own decoder."""
+    import gguf
+
+    tensor = next(t for t in llamacpp.reader(path).tensors if t.name == name)
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +57,7 @@ def test_unquantised_tensors_are_the_checkpoints(files):
     stored = load_file(SMALL / "model.safetensors")
     for name, theirs in (("output.weight", "lm_head.weight"), ("blk.3.ffn_down.weight", "model.layers.3.mlp.down_proj.weight")):
         for type in ("F32", "BF16"):
-            assert np.array_equal(llamacpp.weights(files[type], name), stored[theirs].float().numpy()), (name, type)
+            assert np.array_equal(weights(files[type], name), stored[theirs].float().numpy()), (name, type)
     total, read = llamacpp.sizes(files["BF16"])
     norms = 9 * 256 * 2  # stored in 32 bits, where the checkpoint has 16
     assert total == catalogue.Shape.from_config(SMALL).weight_bytes("bf16") + norms and total - read == 2 * 1536 * 256
@@ -61,26 +74,26 @@ def test_blocks_are_those_of_the_packages_own_quantiser(files, type):
     ours = llamacpp.quantise(weight, type)
     restored, expected = (gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[type]) for blocks in (ours, theirs))
     assert (ours == theirs).mean() > 0.999 and np.abs(restored - expected).max() <= np.abs(weight).max() / (7 if type == "Q4_0" else 127)
-    assert np.array_equal(llamacpp.weights(files[type], name), restored)
+    assert np.array_equal(weights(files[type], name), restored)
 
 
 def test_more_bits_are_nearer(files):
     name = "blk.1.attn_output.weight"
     weight = load_file(SMALL / "model.safetensors")["model.layers.1.self_attn.o_proj.weight"].float().numpy()
-    errors = [np.square(llamacpp.weights(files[type], name) - weight).sum() for type in ("Q4_0", "Q4_K_M", "Q8_0", "BF16")]
+    errors = [np.square(weights(files[type], name) - weight).sum() for type in ("Q4_0", "Q4_K_M", "Q8_0", "BF16")]
     assert errors == sorted(errors, reverse=True) and errors[0] > errors[1] > errors[2] > errors[3] == 0
 
 
 def test_types_follow_llama_cpps_rule(files):
-    table = llamacpp.table(files["Q4_K_M"])
+    table = contents(files["Q4_K_M"])
     better = [name for name in table.index[table["type"] == "Q6_K"]]
     assert better == ["output.weight", "blk.2.attn_v.weight", "blk.2.ffn_down.weight", "blk.3.attn_v.weight", "blk.3.ffn_down.weight"]
     assert table.loc["blk.0.attn_q.weight", "bits a weight"] == 4.5 and table.loc["blk.0.ffn_down.weight", "shape"] == (256, 768)
-    assert set(llamacpp.table(files["Q4_0"])["type"]) == {"F32", "Q4_0", "Q6_K"}
+    assert set(contents(files["Q4_0"])["type"]) == {"F32", "Q4_0", "Q6_K"}
 
 
 def test_rows_that_are_no_multiple_of_256(tmp_path):
-    table = llamacpp.table(llamacpp.write(LARGE, "Q4_K_M", tmp_path / "large.gguf"))
+    table = contents(llamacpp.write(LARGE, "Q4_K_M", tmp_path / "large.gguf"))
     assert set(table["type"]) == {"F32", "Q4_K", "Q6_K", "Q5_0", "Q8_0"}  # 384 inputs: the types that llama.cpp takes instead
     assert table.loc["blk.0.attn_q.weight", "type"] == "Q5_0" and table.loc["blk.0.ffn_down.weight", "type"] == "Q4_K"  # 1024 inputs
     server = llamacpp.load(tmp_path / "large.gguf")

@@ -4,10 +4,11 @@ import io
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
+from support.book import functions
 from test_compare import rows
 
 from helpers import article, plots
-from helpers.article import compare
 
 
 def pixels(png):
@@ -32,7 +33,7 @@ def test_chart_grows():
 
 def test_side_by_side_is_saved(tmp_path):
     path = tmp_path / "comparison.png"
-    image = compare.side_by_side_chart(rows(), save_as=path)
+    image = functions("05", article=article, plots=plots, Figure=Figure)["side_by_side"](rows(), save_as=path)
     assert path.read_bytes() == image.data and pixels(image.data).std() > 0.02
     assert "the article: Llama-2 on a T4" in image.metadata["alt"] and "embedded stand-ins (not Llama-2), CPU" in image.metadata["alt"]
 

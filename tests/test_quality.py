@@ -2,8 +2,10 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
+from support.book import functions
 
 from helpers import ROOT, loading, quality, timing
 from helpers.errors import NotEnoughMemoryError, PromptError
@@ -11,6 +13,13 @@ from helpers.models import catalogue, choose
 
 RECORDED = json.loads((ROOT / "data" / "quality.json").read_text(encoding="utf-8"))
 SOME = quality.lines()[:12]
+BOOK = functions("08", choose=choose, quality=quality, replace=replace)
+
+
+def perplexity(model, tokenizer, texts):
+    """(perplexity, number of scored tokens) of ``texts``."""
+    figures, _ = quality.score(quality.batches(model, quality.encode(tokenizer, texts)))
+    return figures["perplexity"], figures["tokens"]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +56,8 @@ def test_perplexity_is_that_of_a_loop_token_by_token(small):
             highest = max(last)
             total -= last[ids[place]] - highest - math.log(sum(math.exp(x - highest) for x in last))
             count += 1
-    assert (math.exp(total / count), count) == (pytest.approx(quality.perplexity(model, tokenizer, SOME)[0], rel=1e-3), count)
-    assert quality.perplexity(model, tokenizer, SOME)[1] == count
+    assert (math.exp(total / count), count) == (pytest.approx(perplexity(model, tokenizer, SOME)[0], rel=1e-3), count)
+    assert perplexity(model, tokenizer, SOME)[1] == count
 
 
 def test_perplexity_is_the_recorded_one(small):
@@ -124,7 +133,7 @@ def test_standard_error_of_a_change():
 def test_a_text_longer_than_the_context_is_refused(small):
     model, tokenizer, _, _ = small
     with pytest.raises(PromptError, match="context is 256"):
-        quality.perplexity(model, tokenizer, ["word " * 300])
+        perplexity(model, tokenizer, ["word " * 300])
 
 
 def test_no_memory_while_scoring_is_one_sentence():
@@ -164,14 +173,14 @@ def test_errors_of_blocks(small):
 
     model, _, encoded, _ = small
     hooks = [len(layer._forward_hooks) for layer in model.model.layers]
-    found = quality.block_outputs(model, encoded[:2])
+    found = BOOK["block_outputs"](model, encoded[:2])
     assert [len(layer._forward_hooks) for layer in model.model.layers] == hooks
     with torch.no_grad():
         states = [model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in encoded[:2]]
     for block in range(3):  # transformers normalises the last one
         assert found[block].equal(torch.cat([each[block + 1][0, 1:] for each in states]))
     assert len(found) == 4 and found[3].shape == found[0].shape
-    assert quality.relative_errors([2 * each for each in found], found) == pytest.approx([1.0] * 4)
+    assert BOOK["relative_errors"]([2 * each for each in found], found) == pytest.approx([1.0] * 4)
 
 
 def test_the_first_different_token_is_marked(small):
@@ -188,7 +197,7 @@ def test_the_first_different_token_is_marked(small):
 def rows():
     step = choose.get_step(2)
     figures = {"perplexity": 2.5, "tokens": 10, "change": -0.01, "change_se": 0.1, "kl_mean": -1e-9, "kl_median": 0.0, "kl_99": 0.1, "same_top": 1.0}
-    return {2: quality.make_row(step, figures, 0.004), "13b-rtn": quality.missing_row("13b-rtn", "embedded", "Too large.")}
+    return {2: quality.make_row(step, figures, 0.004), "13b-rtn": BOOK["missing_row"]("13b-rtn", "embedded", "Too large.")}
 
 
 def test_rows_go_round(tmp_path, capsys):
@@ -237,9 +246,9 @@ def test_not_a_number_is_refused_and_the_old_file_stays(tmp_path):
 
 def test_what_does_not_fit_is_named_and_sized_without_the_hub():
     """A T4 has no room for 13B in bf16: its row needs no access to Meta's repository."""
-    row = quality.missing_row("13b-bf16", "hub", "This step needs about 26.8 GB.")
+    row = BOOK["missing_row"]("13b-bf16", "hub", "This step needs about 26.8 GB.")
     assert (row["title"], row["weight_bytes"], row["missing"]) == ("13B bf16", 26_031_728_640, "This step needs about 26.8 GB.")
-    row = quality.missing_row("rtn", "hub", "no")
+    row = BOOK["missing_row"]("rtn", "hub", "no")
     assert (row["title"], row["weight_bytes"]) == ("7B rounded", catalogue.LLAMA_2["7B"].weight_bytes("gptq"))
 
 

@@ -14,7 +14,7 @@ import pytest
 import test_hub
 from support.book import functions
 
-from helpers import loading, quality, quantise
+from helpers import loading, quality, quantise, setup
 from helpers.errors import CheckpointError
 from helpers.models import catalogue, choose
 
@@ -24,7 +24,10 @@ LAYER = "model.layers.0.self_attn.q_proj"
 @pytest.fixture(scope="module")
 def book():
     """The functions that notebook 10 defines, by name."""
-    return functions("10", without=("try_gptq", "score"))
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    used = {"quantise": quantise, "setup": setup, "json": json, "os": os, "EvalResult": EvalResult, "ModelCard": ModelCard, "ModelCardData": ModelCardData}
+    return functions("10", without=("try_gptq", "score"), **used)
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +202,12 @@ def test_packed_as_gptqmodel_packs(bits, layer, book):
 
     weight, inputs = layer
     integers, scales, groups = book["quantise_layer"](weight, book["hessian"](inputs), bits)
-    packed = quantise.layout(integers, scales, groups, bits)
+    packed = book["layout"](integers, scales, groups, bits)
     assert quantise.unpack(packed["qweight"], bits).T.equal(integers.int())
     assert quantise.unpack(packed["qzeros"].T, bits).unique().tolist() == [2 ** (bits - 1) - 1]
-    assert quantise.tensor_bytes(packed) == weight.numel() * bits // 8 + scales.numel() * 2 + scales.numel() * bits // 8 + 4 * len(groups)
+    assert sum(
+        tensor.numel() * tensor.element_size() for tensor in packed.values()
+    ) == weight.numel() * bits // 8 + scales.numel() * 2 + scales.numel() * bits // 8 + 4 * len(groups)
     linear = torch.nn.Linear(256, 256, bias=False)
     linear.weight.data = book["weights_of"](integers, scales, groups, bits)
     os.environ["GPTQMODEL_DISABLE_PACK_EXT"] = "1"
@@ -213,7 +218,7 @@ def test_packed_as_gptqmodel_packs(bits, layer, book):
     assert (quantise.unpack(theirs.qzeros.T, bits) - 1).equal(quantise.unpack(packed["qzeros"].T, bits))
 
 
-def test_layers_read_what_the_new_weights_make(small):
+def test_layers_read_what_the_new_weights_make(small, book):
     """The walk hands each layer the inputs that it has in the finished model; hooks are gone, and nothing but the linear layers has changed."""
     import copy
 
@@ -226,7 +231,8 @@ def test_layers_read_what_the_new_weights_make(small):
         handed[name] = inputs
         return 0.9 * weight
 
-    assert quantise.walk(changed, windows[:3], lambda inputs: inputs, choose) is changed
+    with torch.no_grad():
+        assert book["walk"](changed, windows[:3], lambda inputs: inputs, choose) is changed
     assert list(handed) == [f"model.layers.{n}.{name}" for n in range(4) for names in quantise.TOGETHER for name in names]
     seen = {}
     hooks = [changed.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].flatten(0, 1)})) for name in handed]
@@ -302,16 +308,16 @@ def test_weights_in_a_kernels_own_order_are_not_saved(library, small, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_it_needs():
+def test_what_it_needs(book):
     """Llama-2 7B by hand, with the paper's calibration set."""
-    need = quantise.needs(catalogue.LLAMA_2["7B"], 128 * 2048)
-    assert need.memory == 13_476_831_232 + 2 * 2 * 128 * 2048 * 4096 + 12 * 11008**2
+    memory, operations = book["needs"](catalogue.LLAMA_2["7B"], 128 * 2048)
+    assert memory == 13_476_831_232 + 2 * 2 * 128 * 2048 * 4096 + 12 * 11008**2
     block = sum(n * m // 2 + n // 128 * m * 5 // 2 + 4 * n for n, m in [(4096, 4096)] * 4 + [(4096, 11008)] * 2 + [(11008, 4096)])
-    assert quantise.needs(catalogue.LLAMA_2["7B"], 2048).memory == 13_476_831_232 + 32 * block  # packing, at the end, takes more than walking
-    assert need.operations == 2 * 128 * 2048 * (8 * 6_476_005_376 + 32 * (6 * 4096**2 + 11008**2))
+    assert book["needs"](catalogue.LLAMA_2["7B"], 2048)[0] == 13_476_831_232 + 32 * block  # packing, at the end, takes more than walking
+    assert operations == 2 * 128 * 2048 * (8 * 6_476_005_376 + 32 * (6 * 4096**2 + 11008**2))
 
 
-def test_operations_are_those_that_torch_counts(small, tmp_path):
+def test_operations_are_those_that_torch_counts(small, book, tmp_path):
     """In a run of the library on one block: its matrix products. What GPTQ adds to later blocks of columns, a few per cent, comes on top."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -328,11 +334,11 @@ def test_operations_are_those_that_torch_counts(small, tmp_path):
     with loading.quiet(), FlopCounterMode(display=False) as counter:
         AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=plan, dtype=torch.float32, device_map={"": "cpu"})
     counted = sum(flops for operation, flops in counter.get_flop_counts()["Global"].items() if str(operation) in ("aten.mm", "aten.addmm"))
-    assert 1 <= counted / quantise.needs(catalogue.Shape.from_config(tmp_path), 8 * 128).operations < 1.05
+    assert 1 <= counted / book["needs"](catalogue.Shape.from_config(tmp_path), 8 * 128)[1] < 1.05
 
 
 @pytest.fixture
-def made(tmp_path):
+def made(tmp_path, book):
     """(folder, base step, rows before and after): a checkpoint as notebook 10 leaves it, without weights worth mentioning."""
     folder = tmp_path / "my-small-gptq"
     folder.mkdir()
@@ -343,7 +349,7 @@ def made(tmp_path):
     base = choose.get_step(2, tier="embedded")
     before = quality.make_row(base, {"perplexity": 2.25, "tokens": 1234}, device="Some CPU")
     after = quality.make_row(choose.get_step(3, tier="embedded"), {"perplexity": 2.5, "tokens": 1234}, device="Some CPU")
-    quantise.write_card(folder, base, before, after, "32 windows of some text")
+    book["write_card"](folder, base, before, after, "32 windows of some text")
     return folder, base, before, after
 
 
@@ -361,13 +367,13 @@ def test_the_card_says_what_was_measured(made):
     assert "{" not in card.text and str(folder.parent) not in card.text
 
 
-def test_the_card_of_a_model_from_the_hub_names_it(made):
+def test_the_card_of_a_model_from_the_hub_names_it(made, book):
     from dataclasses import replace
 
     from huggingface_hub import ModelCard
 
     folder, base, before, after = made
-    quantise.write_card(folder, replace(base, tier="own", checkpoint="someone/some-llama"), before, after, "text")
+    book["write_card"](folder, replace(base, tier="own", checkpoint="someone/some-llama"), before, after, "text")
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == "someone/some-llama" and card.data.get("license") is None and "someone/some-llama" in card.text
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from data.recorded.__main__ import draw as redraw
-from helpers import ROOT, benchmark, ledger, limits, plots, quality
+from helpers import ROOT, article, benchmark, ledger, limits, plots, quality
 from helpers.article import compare
 from helpers.engines import timed
 from helpers.plots import comparison_table
@@ -81,9 +81,9 @@ def test_a_recorded_figure_is_never_the_readers():
 def test_the_page_quotes_the_recorded_runs():
     rows = {r["step"]: r for r in ledger.read(RECORDED / "cpu-2-cores" / "ledger.jsonl")}
     page = (ROOT / "docs" / "recorded-runs.md").read_text(encoding="utf-8")
-    assert compare.markdown(comparison_table(rows)) in page and not re.search(r"[A-Z]+_[A-Z]+$", page, re.MULTILINE)
+    assert article.markdown(comparison_table(rows)) in page and not re.search(r"[A-Z]+_[A-Z]+$", page, re.MULTILINE)
     llama = ledger.read(RECORDED / "cpu-2-cores-llama-2" / "ledger.jsonl")
-    assert compare.markdown(benchmark.table(llama)[COLUMNS]) in page
+    assert article.markdown(benchmark.table(llama)[COLUMNS]) in page
     others = ledger.read(RECORDED / "cpu-2-cores-engines-llama-2" / "engines.jsonl", engine=None)
-    assert compare.markdown(timed.table(others)[["engine", *COLUMNS[1:]]]) in page
+    assert article.markdown(timed.table(others)[["engine", *COLUMNS[1:]]]) in page
     assert len(re.findall(r"!\[[^\]]{20,}\]\(\.\./data/recorded/[\w-]+/\w+\.png\)", page)) >= 3

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from support.book import functions
 
 from helpers import ROOT, loading
 from helpers.engines import clients, serving
@@ -26,6 +27,7 @@ from helpers.models import choose, files
 from helpers.timing import PROMPT
 
 NEW = 12
+row_of = functions("14", asdict=asdict)["row_of"]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def test_a_chat_and_a_model_that_is_not_named(llamacpp):
 
 def test_a_run_as_json_has_no_key_and_no_text(llamacpp):
     run = measure(llamacpp.endpoint)
-    text = json.dumps(run.row(), allow_nan=False)
+    text = json.dumps(row_of(run), allow_nan=False)
     assert "sesame" not in text and run.answers[0].text not in text
     assert json.loads(text)["requests"] == 6 and "sesame" not in f"{run} {llamacpp.endpoint} {llamacpp}".replace(str(llamacpp.command), "")
 
@@ -156,7 +158,7 @@ def test_percentiles_throughput_and_littles_law():
         assert run.percentile(quantity, 95) == pytest.approx(cuts[94])
     assert run.throughput == 4.5 and run.rate == 1.5
     assert run.in_flight == pytest.approx(run.rate * statistics.mean([0.4, 0.35, 2.0])) == pytest.approx(1.375)
-    assert run.row()["itl_p95_s"] == run.percentile("itl", 95)
+    assert row_of(run)["itl_p95_s"] == run.percentile("itl", 95)
 
 
 def test_time_per_token_and_answers_that_are_written_together():

@@ -59,17 +59,13 @@ def operations_chart(rows, save_as=None):
     return plots.show(figure, f"{where(first)}. " + "; ".join(texts) + ".", save_as)
 
 
-def changes(rows):
+def changes(found):
     """Return [(what changes, seconds before, seconds after)] from the first call of step 1 to the first call of step 4.
 
-    Each changes one thing and their differences add up to the whole. after is None where that step was not measured here: then the
-    next change includes it. A kernel that step 3 itself has is no change and is left out. [] without steps 1 and 4.
+    found: rows by their step, see benchmark.by_step. Each changes one thing and their differences add up to the whole. after is None where
+    that step was not measured here: then the next change includes it. A kernel that step 3 itself has is no change and is left out. [] without
+    steps 1 and 4.
     """
-    return changes_of(by_step(rows))
-
-
-def changes_of(found):
-    """As ``changes``, of rows by their step, see benchmark.by_step."""
     if not {"1", "4"} <= set(found):
         return []
     back = "3" in found and found["3"]["dtype"] == "float16"  # on a GPU: GPTQ computes in float16, not in step 2's bfloat16
@@ -87,7 +83,8 @@ def changes_of(found):
 
 def waterfall_chart(rows, save_as=None):
     """Draw ``changes`` as a waterfall, from step 1's first call down to step 4's; return what ``plots.show`` returns, None without the two steps."""
-    parts, found = changes(rows), by_step(rows)
+    found = by_step(rows)
+    parts = changes(found)
     if not parts:
         print("Steps 1 and 4 are both needed for this chart.")
         return None

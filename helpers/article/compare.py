@@ -3,17 +3,11 @@
 First used in notebook 05.
 """
 
-from helpers import plots
-from helpers.article import ARTICLE, article_rows
+from helpers.article import ARTICLE, article_rows, change, markdown
 from helpers.plots import comparison_table, label, source
 from helpers.timing import seconds
 
 QUANTITIES = {"cpu_total_s": "CPU total", "wall_s": "wall"}
-
-
-def change(before, after):
-    """Relative change from ``before`` to ``after`` in percent; negative means less."""
-    return 100 * (after - before) / before
 
 
 def relative_changes(rows):
@@ -24,10 +18,8 @@ def relative_changes(rows):
     changes = []
     for claim in ARTICLE["claims"]:
         before, after = (rows.get(claim[end], {}).get(claim["quantity"]) for end in ("from", "to"))
-        if before is None or after is None:
-            changes.append((claim, None))
-        else:
-            changes.append((claim, after - before if claim["unit"] == "s" else change(before, after)))
+        known = before is not None and after is not None
+        changes.append((claim, None if not known else after - before if claim["unit"] == "s" else change(before, after)))
     return changes
 
 
@@ -38,15 +30,11 @@ def changes_table(rows):
     def shown(value, unit):
         return "not measured" if value is None else f"{value:+.2f} s" if unit == "s" else f"{value:+.0f} %"
 
-    lines = {
-        f"{QUANTITIES[claim['quantity']]}, step {claim['from']} to {claim['to']}" + (" (seconds)" if claim["unit"] == "s" else ""): {
-            "article says": shown(claim["stated"], claim["unit"]),
-            "from its table": shown(theirs, claim["unit"]),
-            "yours": shown(ours, claim["unit"]),
-        }
-        for (claim, theirs), (_, ours) in zip(relative_changes(article_rows()), relative_changes(rows))
-    }
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("change")
+    lines = {}
+    for (claim, theirs), (_, ours) in zip(relative_changes(article_rows()), relative_changes(rows)):
+        name = f"{QUANTITIES[claim['quantity']]}, step {claim['from']} to {claim['to']}" + (" (seconds)" if claim["unit"] == "s" else "")
+        lines[name] = [shown(value, claim["unit"]) for value in (claim["stated"], theirs, ours)]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=["article says", "from its table", "yours"]).rename_axis("change")
 
 
 def completions_table(rows):
@@ -101,22 +89,16 @@ def report(rows):
     if not rows:
         return "Nothing was measured yet.\n"
     dates = sorted(r["date"] for r in rows.values())
-    return (
-        "\n\n".join(
-            [
-                f"# The four steps ({source(next(iter(rows.values())))})",
-                f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
-                markdown(comparison_table(rows)),
-                "## The article's changes",
-                markdown(changes_table(rows)),
-                "## Completions",
-                markdown(completions_table(rows)),
-                "## What your figures show",
-                "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        f"# The four steps ({source(next(iter(rows.values())))})",
+        f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
+        markdown(comparison_table(rows)),
+        f"## The article's changes\n\n{markdown(changes_table(rows))}",
+        f"## Completions\n\n{markdown(completions_table(rows))}",
+        "## What your figures show",
+        "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _more_or_less(percent, what):
@@ -135,26 +117,3 @@ def _against_bf16(rows, number):
     if ours["tier"] not in ("embedded", "hub"):
         return f"{share}."
     return f"{share} and writes {'the same' if ours['completion'] == base['completion'] else 'another'} text."
-
-
-def markdown(table):
-    """A DataFrame as a Markdown table, columns aligned for reading in a terminal. First used in notebook 09."""
-    cells = [[table.index.name, *table.columns], *([str(i), *map(str, r)] for i, r in zip(table.index, table.to_numpy()))]
-    cells = [[c.replace("|", "\\|") for c in line] for line in cells]
-    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
-
-
-def side_by_side_chart(rows, save_as=None):
-    """Draw the article's figures (left) and ``rows`` ({step: row}, right), each on its own scale. Returns what ``plots.show`` returns."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, part in zip(figure.subplots(1, 2), (article_rows(), rows)):
-        plots.bars(axes, part)
-        where = source(next(iter(part.values()))) if part else "nothing measured yet"
-        axes.set_title(where.replace(", ", "\n", 1), fontsize=10)
-    figure.suptitle("First call of generate, 15 new tokens")
-    text = f"Left, {plots.comparison_text(article_rows())}\nRight, {plots.comparison_text(rows)}"
-    return plots.show(figure, text, save_as)

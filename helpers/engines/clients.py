@@ -1,19 +1,17 @@
 """How fast does a server answer when many ask at once? An asynchronous client for any address with OpenAI's interface.
 
-Times are defined as in vLLM's ``benchmarks/lib/endpoint_request_func.py`` and ``benchmarks/serve.py`` (version 0.33.0,
-https://github.com/vllm-project/vllm): TTFT from sending a request to its first piece of text; ITL between two pieces; latency from sending to
-the last piece; TPOT is (latency - TTFT) / (tokens - 1); throughput is all new tokens by the time from the first request's start to the last
-one's end. Percentiles are numpy's, linear between neighbours. One thing differs: a piece without text (the last one, which only says why the
-answer ended) is not counted here. First used in notebook 14.
+Times are those of vLLM's ``benchmarks/serve.py`` (version 0.33.0, https://github.com/vllm-project/vllm): TTFT from sending a request to its
+first piece of text; ITL between two pieces; latency from sending to the last piece; TPOT is (latency - TTFT) / (tokens - 1); throughput is all
+new tokens by the time from the first request's start to the last one's end. Only pieces with text are counted. First used in notebook 14.
 """
 
 import asyncio
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from helpers import ROOT, machine
+from helpers import ROOT
 from helpers.errors import CourseError
 from helpers.models import hub
 from helpers.timing import seconds
@@ -42,11 +40,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Answer:
-    """One finished request; seconds.
-
-    start: after the run's start. itl: between the pieces. pieces: those with text. tokens: new ones, as the server counts them; if it does not,
-    the pieces (counted is False).
-    """
+    """One finished request; seconds, start counts from the run's. tokens: new ones, as the server counts them, else the pieces (counted is False)."""
 
     start: float
     ttft: float
@@ -67,13 +61,12 @@ class Answer:
 
 @dataclass
 class Run:
-    """What ``measure`` found at one concurrency. problems: a sentence for each request that failed. cpu: seconds of processor time that this client took."""
+    """What ``measure`` found at one concurrency; duration in seconds. problems: a sentence for each request that failed."""
 
     concurrency: int
     answers: list = field(default_factory=list)
     problems: list = field(default_factory=list)
     duration: float = 0.0
-    cpu: float = 0.0
 
     @property
     def throughput(self):
@@ -114,15 +107,6 @@ class Run:
 
         values = self.values(quantity)
         return float(np.percentile(values, p)) if values else None
-
-    def row(self):
-        """The figures as a dict that JSON can hold; texts and prompts are left out."""
-        kept = [{k: v for k, v in asdict(answer).items() if k not in ("prompt", "text")} for answer in self.answers]
-        figures = {f"{q}_p{p}_s": self.percentile(q, p) for q in ("ttft", "tpot", "itl", "latency") for p in (50, 95)}
-        found = {"concurrency": self.concurrency, "requests": len(kept), "failed": len(self.problems), "problems": sorted(set(self.problems))}
-        found |= {"duration_s": self.duration, "client_cpu_s": self.cpu, "tokens_per_s": self.throughput}
-        found |= {"decoding": self.decoding, "bundled": self.bundled}
-        return found | figures | {"answers": kept}
 
     def __str__(self):
         names = {"TTFT": "ttft", "TPOT": "tpot", "latency": "latency"}
@@ -172,22 +156,20 @@ async def measure(endpoint, prompts, concurrency, new_tokens, timeout=TIMEOUT, l
             model = endpoint.model or (await client.models.list()).data[0].id
         except Exception as error:
             raise EndpointError(_why(error, endpoint, timeout)) from None
-        start, worked = time.perf_counter(), sum(machine.cpu_times())
+        start = time.perf_counter()
         await asyncio.gather(*(reader(client, model) for _ in range(concurrency)))
-        run.duration, run.cpu = time.perf_counter() - start, sum(machine.cpu_times()) - worked
+        run.duration = time.perf_counter() - start
     if run.problems and not run.answers:
         raise EndpointError(run.problems[0])
     return run
 
 
 async def _ask(client, endpoint, model, prompt, new_tokens, start):
-    """Stream one answer and return it."""
     ask = client.chat.completions if endpoint.chat else client.completions
     what = {"messages": [{"role": "user", "content": prompt}]} if endpoint.chat else {"prompt": prompt}
     sent, stamps, texts, usage, ended = time.perf_counter(), [], [], None, False
-    stream = await ask.create(
-        model=model, max_tokens=new_tokens, temperature=0, stream=True, stream_options={"include_usage": True}, extra_body=endpoint.extra or None, **what
-    )
+    what |= {"model": model, "max_tokens": new_tokens, "temperature": 0, "extra_body": endpoint.extra or None}
+    stream = await ask.create(stream=True, stream_options={"include_usage": True}, **what)
     async for chunk in stream:
         now, usage = time.perf_counter(), getattr(chunk, "usage", None) or usage
         for choice in getattr(chunk, "choices", None) or []:
@@ -196,22 +178,11 @@ async def _ask(client, endpoint, model, prompt, new_tokens, start):
             if text:
                 stamps.append(now)
                 texts.append(text)
-    if not stamps and ended:
-        raise _Empty
     if not stamps:
-        raise ValueError("no text")
-    return Answer(
-        sent - start,
-        stamps[0] - sent,
-        stamps[-1] - sent,
-        [b - a for a, b in zip(stamps, stamps[1:])],
-        len(stamps),
-        usage.completion_tokens if usage else len(stamps),
-        bool(usage),
-        usage.prompt_tokens if usage else None,
-        prompt,
-        "".join(texts),
-    )
+        raise _Empty if ended else ValueError("no text")
+    tokens, prompt_tokens = (usage.completion_tokens, usage.prompt_tokens) if usage else (len(stamps), None)
+    gaps = [b - a for a, b in zip(stamps, stamps[1:])]
+    return Answer(sent - start, stamps[0] - sent, stamps[-1] - sent, gaps, len(stamps), tokens, bool(usage), prompt_tokens, prompt, "".join(texts))
 
 
 class _Empty(Exception):

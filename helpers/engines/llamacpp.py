@@ -1,10 +1,9 @@
 """How does a checkpoint become a GGUF file, what is in one, and how does llama.cpp run it?
 
-GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's format: one file with the sizes, the tokeniser and the
-weights. The package ``gguf`` writes it; the blocks of integers are computed by llama.cpp's own ``ggml_quantize_chunk``, which the wheels of
-xllamacpp for Linux and macOS export (the one for Windows does not: take a ready file there). Which tensor gets which type is llama.cpp's
-rule (src/llama-quant.cpp, ``llama_tensor_get_type``), for Llama's architecture. The same wheel runs it within this process. First used in
-notebook 11.
+GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is one file with the sizes, the tokeniser and the weights. The package ``gguf``
+writes it; the blocks of integers are computed by llama.cpp's own ``ggml_quantize_chunk``, which the wheels of xllamacpp export (but for Windows:
+take a ready file there). Which tensor gets which type is llama.cpp's rule (src/llama-quant.cpp, ``llama_tensor_get_type``). The same wheel runs
+it within this process. First used in notebook 11.
 """
 
 import ctypes
@@ -28,16 +27,13 @@ TYPES = {  # name: (matrices, output head, a share of attn_v and ffn_down); norm
     "Q4_0": ("Q4_0", "Q6_K", "Q4_0"),
     "Q4_K_M": ("Q4_K", "Q6_K", "Q6_K"),
 }
+PACKAGES = ("xllamacpp", "gguf")
 FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that are no multiple of 256, the block of the K types
 READY = {"7B": "TheBloke/Llama-2-7B-GGUF", "13B": "TheBloke/Llama-2-13B-GGUF"}  # Llama-2 as GGUF files, on the Hub
 
 
 def file(step, type):
-    """Return the path of the GGUF file of ``step``'s model in ``type`` (a key of TYPES).
-
-    On the hub tier it is fetched ready from READY; else ``write`` makes it from the step's checkpoint. Raises what ``write`` and
-    hub.fetch_file raise.
-    """
+    """Return the path of the GGUF file of ``step``'s model in ``type`` (a key of TYPES): fetched ready on the hub tier, else made by ``write``."""
     if step.tier == "hub":
         _rule(type)
         return hub.fetch_file(READY[step.model], f"llama-2-{step.model.lower()}.{type}.gguf")
@@ -47,9 +43,8 @@ def file(step, type):
 def write(checkpoint, type, path=None):
     """Write the unquantised Llama in the folder ``checkpoint`` as a GGUF file of ``type`` and return its path; show progress.
 
-    path: by default ``gguf/NAME-TYPE.gguf`` in the results folder. A file that is newer than the checkpoint is used again. One tensor at a
-    time is in memory. Raises CheckpointError if the folder can't be converted, UnknownFormatError, NotEnoughMemoryError if the disk is too
-    small. A write that is interrupted leaves no file.
+    path: by default ``gguf/NAME-TYPE.gguf`` in the results folder. A file that is newer than the checkpoint is used again. Raises CheckpointError
+    if the folder can't be converted, UnknownFormatError, NotEnoughMemoryError if the disk is too small.
     """
     import gguf
     from tqdm.auto import tqdm
@@ -74,33 +69,14 @@ def write(checkpoint, type, path=None):
     return path
 
 
-def table(path):
-    """Return a table (pandas.DataFrame) of the tensors in a GGUF file: type, shape (outputs, inputs), bytes, bits a weight."""
-    import pandas as pd
-
-    rows = [(t.name, t.tensor_type.name, tuple(int(n) for n in reversed(t.shape)), t.n_bytes, 8 * t.n_bytes / t.n_elements) for t in _reader(path).tensors]
-    return pd.DataFrame(rows, columns=["tensor", "type", "shape", "bytes", "bits a weight"]).set_index("tensor")
-
-
 def sizes(path):
     """Return (bytes of all tensors, bytes that one decoded token reads: all but the embedding table, of which it needs one row)."""
-    tensors = {t.name: int(t.n_bytes) for t in _reader(path).tensors}
+    tensors = {t.name: int(t.n_bytes) for t in reader(path).tensors}
     return sum(tensors.values()), sum(tensors.values()) - tensors["token_embd.weight"]
 
 
-def weights(path, name):
-    """Return the tensor ``name`` of a GGUF file as numbers (float32, shape (outputs, inputs)), read by the package gguf's own decoder."""
-    import gguf
-
-    tensor = next(t for t in _reader(path).tensors if t.name == name)
-    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-
-
 def quantise(matrix, type):
-    """Return ``matrix`` (numpy, any float, shape (rows, columns)) as rows of ggml's blocks (uint8), computed by llama.cpp's library.
-
-    type: a ggml type, e.g. "Q4_K"; the columns are a multiple of its block (32, for the K types 256).
-    """
+    """Return ``matrix`` (numpy, shape (rows, columns)) as rows of ggml's blocks (uint8). type: a ggml type, e.g. "Q4_K"."""
     import gguf
     import numpy as np
 
@@ -183,9 +159,9 @@ def _describe(writer, checkpoint):
 
 
 def _tensor(checkpoint, name):
-    """The tensor ``name`` of a checkpoint folder as float32 (numpy), q and k in llama.cpp's order.
+    """The tensor ``name`` of a checkpoint folder as float32 (numpy).
 
-    Llama's rotary positions turn pairs of numbers: transformers pairs number i of a head with i + half, llama.cpp's pairs are neighbours.
+    Rotary positions turn pairs of numbers in q and k: transformers pairs number i of a head with i + half, llama.cpp's pairs are neighbours.
     """
     tensor = files.read_tensor(checkpoint, name).float().numpy()
     if name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -204,7 +180,8 @@ def _blocks(tensor, kind):
     return gguf.quants.quantize(tensor, kind) if kind.name == "BF16" else quantise(tensor, kind.name)
 
 
-def _reader(path):
+def reader(path):
+    """Return the package gguf's reader of a GGUF file, which has its ``tensors``. Raises CheckpointError if the file is damaged."""
     import gguf
 
     try:
@@ -225,14 +202,11 @@ def _ggml():
     return library
 
 
-PACKAGES = ("xllamacpp", "gguf")
-
-
 def load(path, threads=None, context=None, **settings):
     """Load a GGUF file on the CPU and return the xllamacpp.Server that answers for it (``server.listening_address``: on 127.0.0.1).
 
-    threads: by default as many as torch uses. context: tokens, by default the model's own. settings: more fields of
-    xllamacpp.CommonParams, e.g. n_parallel. Raises CheckpointError if the file is missing or damaged.
+    threads: by default as many as torch uses. context: tokens, by default the model's own. settings: more of xllamacpp.CommonParams. Raises
+    CheckpointError if the file is missing or damaged.
     """
     import xllamacpp
 
@@ -258,8 +232,8 @@ def load(path, threads=None, context=None, **settings):
 def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
     """Decode ``new_tokens`` tokens greedily after the prompt ``ids`` (list of int) and return (new ids, the chunks that came with them).
 
-    arrived: called with the text of each new token as it comes. No end of text (as ``min_new_tokens`` in transformers), no use of an earlier
-    prompt's cache. options: more of llama.cpp's request, e.g. n_probs. Raises PromptError if llama.cpp refuses the request.
+    arrived: called with the text of each new token. No end of text, no use of an earlier prompt's cache. options: more of llama.cpp's request,
+    e.g. n_probs. Raises PromptError if llama.cpp refuses the request.
     """
     chunks = []
 
@@ -268,13 +242,9 @@ def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
             arrived(chunk["choices"][0]["text"])
         chunks.append(chunk)
 
-    request = {
-        "prompt": ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False, "stream": True,
-        "verbose": True, "return_tokens": True,
-    }  # fmt: skip
-    server.handle_completions(request | options, receive)
-    refused = [chunk["error"]["message"] for chunk in chunks if "error" in chunk]
-    if refused:
+    request = {"prompt": ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    server.handle_completions(request | {"stream": True, "verbose": True, "return_tokens": True} | options, receive)
+    if refused := [chunk["error"]["message"] for chunk in chunks if "error" in chunk]:
         raise PromptError(f"llama.cpp refused the request: {refused[0]}.")
     return [token for chunk in chunks for token in chunk["__verbose"]["tokens"]], chunks
 

@@ -1,8 +1,7 @@
 """How does the article's own stack do today? auto-gptq with the transformers and torch of early 2024, in an environment of its own.
 
-uv builds the environment; nothing is shared with the calling Python, not its version, not a package. ``environment`` and ``ask`` are called
-from today's Python; ``work`` is called by the other one (``process``), and measures with the same code as everywhere in this course,
-``timing``. First used in notebook 13.
+uv builds the environment; nothing is shared with the calling Python. ``environment`` and ``ask`` are called from today's Python; ``work`` is
+called by the other one (``process``), and measures with ``timing``, as everywhere in this course. First used in notebook 13.
 """
 
 import hashlib
@@ -34,8 +33,7 @@ THEIRS = ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "UV_SYSTEM_PYTH
 class Environment:
     """A folder with a Python and packages of its own.
 
-    folder: where it is or will be. requirements: a file with one ``name==version`` a line. python: what uv shall take, a version or a
-    path. download, size: bytes that building it fetches, and that it has on the disk.
+    requirements: a file with one ``name==version`` a line. python: a version or a path, for uv. download, size: bytes to fetch and on the disk.
     """
 
     folder: Path
@@ -60,23 +58,20 @@ class Environment:
 
     @property
     def ready(self):
-        """Whether it can be called. A build that was interrupted left no mark, and one of other pins another mark: neither counts."""
+        """Whether it can be called."""
         return self.packages is not None
 
     def about(self):
         """Say in a sentence what is there, or what building it would take."""
         if self.ready:
             return f"Ready in {self.folder}: {len(self.packages)} packages of its own."
-        return (
-            f"Not on this machine. Building it downloads {self.download / 1e9:.1f} GB and takes {self.size / 1e9:.1f} GB of the disk, in"
-            f" {self.folder} ({machine.disk(self.folder) / 1e9:,.0f} GB free there)."
-        )
+        takes = f"Building it downloads {self.download / 1e9:.1f} GB and takes {self.size / 1e9:.1f} GB of the disk"
+        return f"Not on this machine. {takes}, in {self.folder} ({machine.disk(self.folder) / 1e9:,.0f} GB free there)."
 
     def build(self):
-        """Build it with uv, unless it is ready; show the progress and print what was done. Only ready-made packages, nothing is compiled.
+        """Build it with uv from ready-made packages, unless it is ready; show the progress and print what was done.
 
-        What uv has fetched stays in its cache, so a second try only fetches the rest. Raises PackagesError, or NotEnoughMemoryError
-        before anything is fetched if a disk has too little room.
+        Raises PackagesError, or NotEnoughMemoryError before anything is fetched if a disk has too little room.
         """
         if self.ready:
             return
@@ -111,10 +106,7 @@ class Environment:
         print(f"{len(self.packages)} packages in {time.perf_counter() - started:.0f} s. {self.about()}")
 
     def call(self, function, job, timeout=TIMEOUT):
-        """Return the answer of ``function`` to ``job`` in this environment, without network for the Hub; see process.call.
-
-        Raises PackagesError if the environment is not ready, and what process.call raises.
-        """
+        """Return process.call's answer of ``function`` to ``job`` in this environment, without the Hub. Raises PackagesError if it is not ready."""
         if not self.ready:
             raise PackagesError(f"There is no finished environment in {self.folder}: build it first.")
         return process.call(function, job, python=self.executable, variables=_without(OURS) | {"HF_HUB_OFFLINE": "1"}, timeout=timeout)
@@ -168,7 +160,6 @@ def _without(names):
 
 
 REQUIREMENTS = ROOT / "requirements" / "article-stack.txt"
-DOWNLOAD, SIZE = 2.95e9, 5.5e9  # bytes, as measured on Linux in November 2026; most of it is CUDA, which comes with torch 2.2.1
 ENGINE = "2024 stack"
 NEWEST = (9, 0)  # compute capability of the newest GPU that auto-gptq 0.7.1 and torch 2.2.1 were built for
 
@@ -176,7 +167,7 @@ NEWEST = (9, 0)  # compute capability of the newest GPU that auto-gptq 0.7.1 and
 def environment():
     """The Environment of the article's stack: in the folder ARTICLE_STACK_DIR, by default ``.article-stack`` in the project."""
     folder = ROOT / (os.environ.get("ARTICLE_STACK_DIR") or ".article-stack")  # a relative path counts from the project
-    return Environment(folder, REQUIREMENTS, "3.11", DOWNLOAD, SIZE)
+    return Environment(folder, REQUIREMENTS, download=2.95e9, size=5.5e9)  # as measured on Linux in November 2026; most of it is CUDA
 
 
 def too_new(device=None):
@@ -194,8 +185,7 @@ def too_new(device=None):
 def make_job(step, dtypes=None, device=None):
     """Return the job (a dict that JSON can hold) of loading ``step``'s GPTQ checkpoint in each of ``dtypes``, one after the other.
 
-    dtypes: by default the article's float16 and, on a CPU, float32. device: as in loading.load. Raises CheckpointError or
-    NotEnoughMemoryError, as loading.load does, before anything large is fetched.
+    dtypes: by default the article's float16 and, on a CPU, float32. device, errors: as in loading.load, before anything large is fetched.
     """
     device = machine.get_device(device)
     choose.check_memory(step.bytes, device)
@@ -209,10 +199,8 @@ def ask(environment, job):
     """Have ``job`` (see ``make_job``) done by the stack in ``environment`` and return its answer.
 
     Keys: python (its version), device (in words), versions ({package: version}), runs ({dtype: run}). A run: timing (Timing), kernel
-    (class name with its module), weight_bytes_loaded, empty_biases (how many tensors the file lacks), not_finite (how many numbers in
-    their place were no finite ones), logits (list for each position of prompt and answer, the last token left out; float32), operations
-    (see timing.decode_step; on a CPU only, None on a GPU).
-    Raises what Environment.call raises.
+    (class name with its module), weight_bytes_loaded, empty_biases (how many tensors the file lacks), not_finite (how many numbers in their
+    place were not finite), logits (of each position of prompt and answer but the last; float32), operations (timing.decode_step; None on a GPU).
     """
     answer = environment.call("helpers.engines.old_stack.work", job)
     for run in answer["runs"].values():
@@ -279,10 +267,8 @@ def _measure(job, dtype):
     kernel = type(model.model.layers[0].self_attn.q_proj)
     # on a GPU torch 2.2's profiler calls its figures by other names than today's
     operations = timing.decode_step(model, ids[None].to(model.device)) if job["device"] == "cpu" else None
-    found = {
-        "timing": asdict(result), "kernel": f"{kernel.__module__}.{kernel.__name__}", "weight_bytes_loaded": loading.weight_bytes(model),
-        "empty_biases": len(missing), "not_finite": not_finite, "logits": logits.tolist(), "operations": operations,
-    }  # fmt: skip
+    found = {"timing": asdict(result), "kernel": f"{kernel.__module__}.{kernel.__name__}", "weight_bytes_loaded": loading.weight_bytes(model)}
+    found |= {"empty_biases": len(missing), "not_finite": not_finite, "logits": logits.tolist(), "operations": operations}
     del model
     loading.free_caches()
     return found
@@ -291,8 +277,8 @@ def _measure(job, dtype):
 def fill_biases(model, missing):
     """Set the bias vectors named in ``missing`` to zero and return how many of their numbers were not finite before.
 
-    The optimum of early 2024 gives every quantised layer a bias. If the checkpoint has none, it holds whatever lay in the memory before
-    (mended in optimum 1.20, https://github.com/huggingface/optimum/pull/1827). Raises CheckpointError if anything else is missing.
+    The optimum of early 2024 gives every quantised layer a bias, and leaves it unset if the checkpoint has none (mended in optimum 1.20,
+    https://github.com/huggingface/optimum/pull/1827). Raises CheckpointError if anything else is missing.
     """
     if others := [name for name in missing if not name.endswith(".bias")]:
         raise CheckpointError(f"The checkpoint lacks {len(others)} tensors, {others[0]} for one: fetch or build it again.")

@@ -7,6 +7,7 @@ integers it keeps. First used in notebook 12.
 import contextlib
 import io
 import json
+import math
 import runpy
 import shutil
 import sys
@@ -23,9 +24,8 @@ READY = "genai_config.json"  # the file that the builder writes last
 def export(step, precision, name=None, **options):
     """Write ``step``'s model as an ONNX model for the CPU and return its folder, ``onnx/NAME`` in the results folder.
 
-    precision: "fp32", "int8" or "int4" (a GPTQ checkpoint is int4). options: the builder's extra options, e.g. accuracy_level=1. name: of the
-    folder. A folder that is newer than the checkpoint is used again; an interrupted export leaves none. Raises CheckpointError, or
-    NotEnoughMemoryError: it takes 2.8 times the checkpoint's bytes (a 7B in 4 bits, measured).
+    precision: "fp32", "int8" or "int4" (a GPTQ checkpoint is int4). options: the builder's extra options, e.g. accuracy_level=1. A folder that
+    is newer than the checkpoint is used again. Raises CheckpointError, or NotEnoughMemoryError.
     """
     source = choose.bring(step)
     folder = setup.results_dir() / "onnx" / (name or f"{source.name}-{precision}")
@@ -74,10 +74,9 @@ def load(folder, threads=None):
 
 
 def answer(model, ids, new_tokens, arrived=lambda: None):
-    """Decode ``new_tokens`` tokens greedily after the prompt ``ids`` (list of int) and return their ids.
+    """Decode ``new_tokens`` tokens greedily after the prompt ``ids`` (list of int) and return their ids, without an end of text.
 
-    arrived: called as each new token comes. No end of text (as ``min_new_tokens`` in transformers). Raises PromptError if the prompt is
-    empty or the context too short.
+    arrived: called as each new token comes. Raises PromptError if the prompt is empty or the context too short.
     """
     generator = _generator(model, ids, new_tokens)
     new = []
@@ -117,17 +116,14 @@ def operations(folder):
 
 def weights(folder):
     """Return a table (pandas.DataFrame) of the graph's stored tensors: type, shape, bytes."""
-    import math
-
     import pandas as pd
     from onnx import TensorProto
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    rows = [
-        (t.name, TensorProto.DataType.Name(t.data_type), tuple(t.dims), math.prod(t.dims) * tensor_dtype_to_np_dtype(t.data_type).itemsize)
-        for t in _graph(folder).initializer
-    ]
-    return pd.DataFrame(rows, columns=["tensor", "type", "shape", "bytes"]).set_index("tensor")
+    tensors = _graph(folder).initializer
+    found = pd.DataFrame({"tensor": [t.name for t in tensors], "type": [TensorProto.DataType.Name(t.data_type) for t in tensors]}).set_index("tensor")
+    found["shape"] = [tuple(t.dims) for t in tensors]
+    return found.assign(bytes=[math.prod(t.dims) * tensor_dtype_to_np_dtype(t.data_type).itemsize for t in tensors])
 
 
 def sizes(folder):
@@ -138,15 +134,12 @@ def sizes(folder):
 
 def tensor(folder, name):
     """Return a stored tensor of the graph (numpy), read from the file of weights beside it. Raises CheckpointError if it has none of that name."""
-    import numpy as np
-    from onnx.helper import tensor_dtype_to_np_dtype
+    from onnx.numpy_helper import to_array
 
     entry = next((t for t in _graph(folder).initializer if t.name == name), None)
     if entry is None:
         raise CheckpointError(f"{folder} has no tensor {name}: onnx_models.weights lists those that it has.")
-    where = {e.key: e.value for e in entry.external_data}
-    shape, dtype = tuple(entry.dims), tensor_dtype_to_np_dtype(entry.data_type)
-    return np.memmap(Path(folder) / where["location"], dtype, "r", int(where.get("offset", 0)), shape)
+    return to_array(entry, str(folder))
 
 
 def _graph(folder):

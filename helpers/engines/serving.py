@@ -1,9 +1,8 @@
 """How does a model answer many readers? Starts a server of this machine on 127.0.0.1, asks whether it is healthy, stops it and leaves nothing behind.
 
 Two servers with OpenAI's interface: ``transformers serve`` (https://huggingface.co/docs/transformers/main/serving) and llama.cpp's
-(https://github.com/ggml-org/llama.cpp/tree/master/tools/server), which the wheel of xllamacpp carries. Each runs in a process of its own,
-``python -m helpers.engines.serving …``, which ends when its standard input closes: so it cannot outlive the notebook that started it. First
-used in notebook 14.
+(https://github.com/ggml-org/llama.cpp/tree/master/tools/server). Each runs in a process of its own, ``python -m helpers.engines.serving …``,
+which ends when its standard input closes: it cannot outlive the notebook that started it. First used in notebook 14.
 """
 
 import atexit
@@ -77,9 +76,8 @@ class Server:
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:
-            self.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience)
         finally:
             self._kill()
         return self.process.wait()
@@ -121,10 +119,9 @@ def gguf_file(step):
 def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, device=None):
     """Start ``transformers serve`` with ``step``'s checkpoint and return the Server, once it is healthy.
 
-    continuous: batch the requests at each step (``--continuous-batching``), else one request after the other. readers, tokens: for how many
-    requests at once, of how many tokens each with their answers, the KV cache has room; without a limit
-    transformers takes 60 % of the free memory on a CPU, 80 to 90 % on a GPU.
-    device: as for loading.load. Raises ServerError, CheckpointError, UnknownFormatError or DeviceError.
+    continuous: batch the requests at each step (``--continuous-batching``), else one request after the other. readers, tokens: the KV cache has
+    room for so many requests, of so many tokens each (without a limit it takes 60 % and more of the free memory). device: as for loading.load.
+    Raises ServerError, CheckpointError, UnknownFormatError or DeviceError.
     """
     device = machine.get_device(device)
     package = importlib.util.find_spec("transformers").submodule_search_locations[0]
@@ -152,13 +149,13 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
     return _start(name, ["transformers", "serve", checkpoint], options, port, checkpoint, {"generation_config": no_end}, device, kernel)
 
 
-def llamacpp(path, readers=32, tokens=PAGE, port=None, threads=None, **settings):
+def llamacpp(path, readers=32, tokens=PAGE, port=None, **settings):
     """Start llama.cpp's server, on the CPU, with the GGUF file ``path`` and return the Server, once it is healthy.
 
-    readers: slots, requests that it works on at once; tokens: context of each. threads: for computing, by default all but one, because the part
-    that sends the tokens, and the client, need a core too. settings: more fields of xllamacpp.CommonParams, e.g. api_keys. Raises ServerError.
+    readers: slots, requests that it works on at once; tokens: context of each. settings: more fields of xllamacpp.CommonParams, e.g. api_keys.
+    Raises ServerError.
     """
-    settings |= {"context": readers * tokens, "n_parallel": readers, "threads": threads or max(1, os.cpu_count() - 1)}
+    settings |= {"context": readers * tokens, "n_parallel": readers, "threads": max(1, os.cpu_count() - 1)}  # the client needs a core too
     options = [json.dumps(settings)]
     name = f"llama.cpp, {readers} slot{'s' * (readers != 1)}"
     return _start(name, ["llama.cpp", str(Path(path).resolve())], options, port, Path(path).stem, {"ignore_eos": True, "cache_prompt": False}, "cpu")
@@ -174,10 +171,7 @@ def healthy(url, timeout=2):
 
 
 def _start(name, what, options, port, model, no_end, device, variables=None):
-    """Start the process ``what`` + ``options`` on ``port`` (None: a free one) and wait until it is healthy.
-
-    no_end: the request's fields for "no end of text". variables: of its environment.
-    """
+    """Start the process ``what`` + ``options`` and wait until it is healthy. no_end: the request's fields for "no end of text"."""
     port = _free(port)
     log = setup.results_dir() / "logs" / f"server-{re.sub('[^a-z0-9]+', '-', name.lower())}-{port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -186,15 +180,8 @@ def _start(name, what, options, port, model, no_end, device, variables=None):
     waits = {"OMP_WAIT_POLICY": "PASSIVE"}  # a thread that waits gives its core to the client
     started = time.perf_counter()
     with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=waits | os.environ | quiet | (variables or {}),
-            start_new_session=True,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, env=waits | os.environ | quiet | (variables or {}), start_new_session=True, **pipes)
     server = Server(name, Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:], machine.device_name(device))
     atexit.register(server.stop)
     try:

@@ -14,10 +14,10 @@ HATCHES = {"transformers": "", "llama.cpp": "///", "onnxruntime": "...", "2024 s
 
 
 def answer_once(answer, new_tokens=NEW_TOKENS):
-    """Time one answer and return (Call, new token ids). TTFT ends when the first token has arrived, TPOT is the mean time between later ones.
+    """Time one answer and return (Call, new token ids); TTFT ends when the first token has arrived.
 
-    answer: a function of (number of new tokens, arrived) that decodes greedily, calls ``arrived`` when a new token is there, and
-    returns the new tokens' ids (list of int). Raises TokenCountError unless there are exactly ``new_tokens``.
+    answer: a function of (number of new tokens, arrived) that decodes greedily, calls ``arrived`` at each new token, and returns their ids (list
+    of int). Raises TokenCountError unless there are exactly ``new_tokens``.
     """
     first = []
 
@@ -35,72 +35,56 @@ def answer_once(answer, new_tokens=NEW_TOKENS):
     return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens), new
 
 
-def measure(answer, ids, decode, prompt=PROMPT, new_tokens=NEW_TOKENS, warmups=WARMUPS, repeats=REPEATS):
+def measure(answer, ids, decode, repeats=REPEATS):
     """Measure an engine as ``timing.measure`` measures ``generate``: one cold call, then warm-ups, then warm calls. Return a Timing.
 
-    answer: see ``answer_once``. ids: the prompt's token ids, prompt: its text. decode: turns token ids into text.
+    answer: see ``answer_once``. ids: PROMPT's token ids. decode: turns token ids into text.
     """
     from tqdm.auto import trange
 
-    cold, new = answer_once(answer, new_tokens)
-    calls = [answer_once(answer, new_tokens)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
-    return Timing(cold, calls[warmups:], prompt, len(ids), new_tokens, decode(new), peak_rss=machine.peak_rss(), token_ids=new)
+    cold, new = answer_once(answer)
+    calls = [answer_once(answer)[0] for _ in trange(WARMUPS + repeats, desc="warm-ups and repeats")]
+    return Timing(cold, calls[WARMUPS:], PROMPT, len(ids), NEW_TOKENS, decode(new), peak_rss=machine.peak_rss(), token_ids=new)
 
 
-def make_row(engine, name, timing, like, *, format, weight_bytes, read_bytes, packages, kernel="", dtype="", checkpoint="", device=None, **other):
+def make_row(engine, name, timing, like, packages=(), kernel="", **other):
     """Return the ledger row (see ledger.make_row) of ``timing`` in another engine.
 
-    engine: a key of COLOURS. name: of the format in tables, e.g. "Q4_0". like: the Step whose model it is. weight_bytes: of the file or
-    tensors; read_bytes: what one decoded token reads of them. packages: names whose versions belong to the row. device: in words, by default
-    this CPU. other: more keys, e.g. floor_tpot_s.
+    engine: a key of COLOURS. name: of the format in tables, e.g. "Q4_0". like: the Step whose model it is. packages: names whose versions belong
+    to the row. kernel: in place of a layer's class. other: format, weight_bytes (of the file or the tensors), read_bytes (what one decoded token
+    reads of them), and what differs from a row of this CPU.
     """
-    return (
-        ledger.measured(timing, packages)
-        | {
-            "engine": engine,
-            "step": 0,
-            "variant": f"{engine} {name}",
-            "title": f"{like.title.split()[0]} {name} ({engine})",
-            "tier": like.tier,
-            "device": device or machine.device_name("cpu"),
-            "checkpoint": checkpoint,
-            "format": format,
-            "dtype": dtype,
-            "layer_class": kernel,
-            "note": "",
-            "prediction_wall_s": None,
-            "parameters": like.shape.parameters,
-            "weight_bytes": weight_bytes,
-            "read_bytes": read_bytes,
-        }
-        | other
-    )
+    row = ledger.measured(timing, packages) | {
+        "engine": engine,
+        "step": 0,
+        "variant": f"{engine} {name}",
+        "title": f"{like.title.split()[0]} {name} ({engine})",
+    }
+    row |= {"tier": like.tier, "device": machine.device_name("cpu"), "checkpoint": "", "dtype": "", "layer_class": kernel, "note": ""}
+    return row | {"prediction_wall_s": None, "parameters": like.shape.parameters} | other
 
 
 def record(*arguments, **options):
-    """Append the row that ``make_row`` makes of the same arguments to the ledger, and return it."""
+    """Append the row that ``make_row`` makes to the ledger, and return it."""
     row = make_row(*arguments, **options)
     ledger.append(row)
     return row
 
 
-def beside(step, steps=(), path=None):
-    """Return the rows of all engines in the ledger with ``step``'s model and tier, each the newest, the slowest first, with their floors.
+def beside(step, steps=()):
+    """Return the newest row of each engine in the ledger with ``step``'s model and tier, the slowest first, with their floors.
 
-    steps: those of the article's, by number, that are measured now if the ledger lacks them; of a checkpoint of the reader's own, that one.
+    steps: the article's, by number, that are measured now if the ledger lacks them; of a checkpoint of the reader's own, that one.
     """
     if step.tier != "own":
         ledger.steps(step.tier, steps)
     elif steps:
         ledger.append(ledger.measure_step(step))
-    return with_floor(newest(ledger.read(path, engine=None), step))
+    return with_floor(newest(ledger.read(engine=None), step))
 
 
 def newest(rows, step):
-    """Return the newest row of each engine, title and device among ``rows`` with ``step``'s model and tier, the slowest first.
-
-    Prompt and number of tokens are the article's, batch 1; the benchmark's rows are left out.
-    """
+    """Return the newest row of each engine, title and device among ``rows`` with ``step``'s model and tier, the slowest first; none of benchmark's."""
 
     def matches(row):
         same = row["title"].split()[0] == step.title.split()[0] and row["tier"] == step.tier and "run" not in row
@@ -128,14 +112,10 @@ def table(rows):
     """Return a table (pandas.DataFrame) of ``rows``."""
     import pandas as pd
 
-    lines = [
-        {"model": row["title"], "engine": row.get("engine", "transformers"), **plots.times(row), "weights": f"{row['weight_bytes'] / 1e6:,.1f} MB"}
-        for row in rows
-    ]
-    if not lines:
+    if not rows:
         return pd.DataFrame()
-    found = pd.DataFrame(lines).set_index("model")
-    found.insert(6, "weights", found.pop("weights"))  # before the floor
+    found = pd.DataFrame([{"model": row["title"], "engine": row.get("engine", "transformers"), **plots.times(row)} for row in rows]).set_index("model")
+    found.insert(6, "weights", [f"{row['weight_bytes'] / 1e6:,.1f} MB" for row in rows])  # before the floor
     return found
 
 

@@ -9,9 +9,9 @@ import torch
 from helpers import ROOT
 
 
-def functions(number, without=()):
-    """{name: function} of all that notebook ``number`` defines, but for ``without``; nothing else of it runs."""
-    names = {"torch": torch, "time": time}
+def functions(number, without=(), **others):
+    """{name: function} of all that notebook ``number`` defines, but for ``without``; nothing else of it runs. others: names that they use."""
+    names = {"torch": torch, "time": time} | others
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
