@@ -311,7 +311,7 @@ def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     with Hub(ARTICLE | twins, token=canary) as hub:
         environment = settings(hub.url, tmp_path / "home", HF_TOKEN=canary, TIER="hub", RESULTS_DIR=str(results), HF_HUB_DOWNLOAD_TIMEOUT="10")
         with open(tmp_path / "printed.txt", "w") as printed:
-            programs = "tools.run 00 03 04 08 11 12", "helpers.benchmark fp16 --rounds 1 --repeats 1 --warmups 0"
+            programs = "tools.run 00 03 04 08 11 12", "tools.benchmark fp16 --rounds 1 --repeats 1 --warmups 0"
             line = " && ".join(f"{sys.executable} -m {program}" for program in programs)
             process = subprocess.Popen(line, shell=True, env=environment, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
             while process.poll() is None:

@@ -9,6 +9,7 @@ import torch
 from helpers import loading, timing
 from helpers.errors import CheckpointError, NotEnoughMemoryError
 from helpers.models import catalogue, choose, files, synthetic
+from tools import synthetic as command
 
 TINY = catalogue.Shape(hidden_size=256, intermediate_size=384, num_hidden_layers=3, vocab_size=32000)
 
@@ -84,13 +85,13 @@ def test_gptq_layout(tmp_path):
 
 def test_the_command_writes_any_size_and_says_what_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SYNTHETIC_DIR", str(tmp_path))
-    assert synthetic.main(["1.3B", "gptq", "--layers", "2"]) == 0
+    assert command.main(["1.3B", "gptq", "--layers", "2"]) == 0
     assert "timings are real, the text has no sense" in capsys.readouterr().out
     path = tmp_path / "llama-2-1.3b-2-layers-gptq"
     files.check_folder(path, "gptq")
     assert catalogue.Shape.from_config(path) == catalogue.Shape(2048, 5504, 2)
-    assert synthetic.main(["9B", "bf16"]) == 2 and "choose one of 1.3B, 2.7B, 7B, 13B" in capsys.readouterr().err
-    assert synthetic.main(["7B", "bf16", "--layers", "0"]) == 2 and "makes no sense" in capsys.readouterr().err
+    assert command.main(["9B", "bf16"]) == 2 and "choose one of 1.3B, 2.7B, 7B, 13B" in capsys.readouterr().err
+    assert command.main(["7B", "bf16", "--layers", "0"]) == 2 and "makes no sense" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("format", ["bf16", "gptq"])

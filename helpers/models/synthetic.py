@@ -1,22 +1,17 @@
 """Write checkpoints of Llama-2's shapes with random weights: real sizes, timings and kernels, without licence and download.
 
-    python -m helpers.models.synthetic 7B gptq
-    python -m helpers.models.synthetic 1.3B bf16 --layers 12
-
 What such a model writes has no sense. Eight channels of each norm are scaled up, so that the layers behind it see outliers as
 those of trained models do: without any, LLM.int8() would skip its 16-bit part and look faster than it is. The tokeniser is the
 embedded models', whose tokens are a part of the vocabulary. First used in notebook 00, which may choose the tier "synthetic".
 """
 
-import argparse
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from helpers import ROOT
-from helpers.errors import CheckpointError, CourseError, UnknownStepError
+from helpers.errors import CheckpointError, UnknownStepError
 from helpers.models import files
 from helpers.models.catalogue import CHECKPOINTS, LINEARS, LLAMA_2, Shape
 
@@ -155,27 +150,3 @@ def _config(shape, format):
             "damp_percent": 0.1,
         }  # fmt: skip
     return config
-
-
-def main(arguments=None):
-    """The command: write one checkpoint and say where it lies; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.models.synthetic", description="Write a checkpoint with random weights.")
-    parser.add_argument("model", help=f"size: {', '.join(SHAPES)}")
-    parser.add_argument("format", choices=("bf16", "gptq"), help="8-bit, fp16 and NF4 are loaded from bf16's files")
-    parser.add_argument("--layers", type=int, help="another number of blocks than the model has")
-    given = parser.parse_args(arguments)
-    try:
-        path = folder(given.model, given.format, given.layers)
-    except CourseError as error:
-        print(error, file=sys.stderr)
-        return 2
-    size = sum(file.stat().st_size for file in path.iterdir())
-    print(f"{path}: {size:,} bytes. The weights are random: timings are real, the text has no sense.")
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: what was written is deleted.")
