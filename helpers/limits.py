@@ -6,15 +6,15 @@ https://doi.org/10.1145/1498765.1498785). This machine's rates are measured; oth
 sheets. The names: TPOT is the time per output token. First used in notebook 00.
 """
 
-import html
 import json
 import time
 from dataclasses import dataclass
 
 from helpers import ROOT, ledger, machine
 from helpers.errors import CourseError
+from helpers.loading.memory import free_caches
 from helpers.models import choose
-from helpers.models.catalogue import FORMATS, LLAMA_2, STEPS, GroupedShape
+from helpers.models.catalogue import FORMATS, LLAMA_2, STEPS, Shape
 from helpers.timing import seconds
 
 LARGEST = 2**29  # bytes of the buffer: more than a large server's cache, and filled in a quarter of a second
@@ -51,7 +51,7 @@ def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
     finally:
         torch.set_num_threads(threads)
         del buffer
-        _give_back(device)
+        free_caches()
 
 
 def flops(device=None, dtype=None, clock=time.perf_counter):
@@ -69,7 +69,7 @@ def flops(device=None, dtype=None, clock=time.perf_counter):
         a, b = (torch.ones(side, side, device=device, dtype=dtype or torch.bfloat16) for _ in range(2))
         rates.append(_fastest([lambda a=a, b=b: a @ b], 2 * side**3, device, clock, threads, BUDGET / 2))
     del a, b
-    _give_back(device)
+    free_caches()
     return max(rates)
 
 
@@ -114,22 +114,14 @@ def _fastest(kernels, work, device, clock, threads, budget):
             return work / best
 
 
-def _give_back(device):
-    """Let the GPU's driver have the memory again that torch keeps for later, so that a model can be loaded into it."""
-    import torch
-
-    if device != "cpu":
-        torch.cuda.empty_cache()
-
-
 def models():
-    """Return {name: Shape} of the models that the calculator knows: Llama-2's and those of ``data/published_speed.json``. First used in notebook 07."""
+    """Return {name: Shape} of the models that the calculator knows: Llama-2's and those of ``data/published_speed.json``. First used in notebook 00."""
     others = json.loads(PUBLISHED.read_text(encoding="utf-8"))["models"]
-    return {f"Llama-2 {name}": shape for name, shape in LLAMA_2.items()} | {name: GroupedShape(**sizes) for name, sizes in others.items()}
+    return {f"Llama-2 {name}": shape for name, shape in LLAMA_2.items()} | {name: Shape(**sizes) for name, sizes in others.items()}
 
 
 def machines():
-    """Return {name: machine}; a machine is a dict: name, memory in GB, bandwidth in GB/s, tflops and capability or None, source. First used in notebook 07."""
+    """Return {name: machine}; a machine is a dict: name, memory in GB, bandwidth in GB/s, tflops and capability or None, source. First used in notebook 00."""
     return {machine["name"]: machine for machine in json.loads(HARDWARE.read_text(encoding="utf-8"))["machines"]}
 
 
@@ -143,24 +135,6 @@ def this_machine(device=None):
     return {"name": machine.device_name(device), "device": device, "memory": memory / 1e9} | rates
 
 
-def floor_table(model):
-    """Return for each machine the most tokens a second it could decode of Llama-2 ``model`` ("7B", "13B"), batch 1 (pandas.DataFrame).
-
-    Bandwidth / bytes that one token must read (Shape.read_bytes); NaN where the weights do not fit. A bound, not a measurement: kernels
-    stay below it.
-    """
-    import pandas as pd
-
-    shape, lines = LLAMA_2[model], {}
-    for each in machines().values():
-        line = {"memory": f"{each['memory']} GB", "bandwidth": f"{each['bandwidth']:,} GB/s"}
-        for format in ("bf16", "int8", "gptq"):  # the article's
-            fits = shape.weight_bytes(format) <= each["memory"] * 1e9
-            line[f"{FORMATS[format]}, tokens/s"] = round(each["bandwidth"] * 1e9 / shape.read_bytes(format), 1) if fits else float("nan")
-        lines[each["name"]] = line
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("machine")
-
-
 def operations(shape, context=0):
     """Floating-point operations of one token: 2 for each weight of the linear layers and the head, and the attention over ``context``."""
     return 2 * (shape.linear_parameters + shape.vocab_size * shape.hidden_size) + 4 * shape.num_hidden_layers * shape.hidden_size * context
@@ -170,11 +144,6 @@ def step_bytes(shape, format, context, batch=1, group_size=128):
     """Bytes that one decoding step must read: the weights once for all ``batch`` sequences, and the KV cache of each (``context`` tokens)."""
     embedding = shape.weight_bytes(format) - shape.read_bytes(format)
     return shape.weight_bytes(format, group_size) - embedding + batch * context * shape.kv_bytes_per_token
-
-
-def crossover(shape, format):
-    """Tokens of context (all sequences together) from which on the KV cache is as many bytes to read as the weights. First used in notebook 07."""
-    return shape.read_bytes(format) / shape.kv_bytes_per_token
 
 
 def with_floor(rows, device=None, speeds=()):
@@ -276,21 +245,9 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     reading = step_bytes(shape, format, context, batch, group_size) / (machine["bandwidth"] * 1e9)
     computing = batch * operations(shape, context) / (machine["tflops"] * 1e12) if machine.get("tflops") else 0
     needed, floor = weights + cache + machine.get("cards", 1) * choose.beside_weights(shape, format), max(reading, computing)
-    return Estimate(
-        machine["name"],
-        format,
-        context,
-        batch,
-        weights,
-        cache,
-        needed,
-        machine["memory"] * 1e9,
-        choose.verdict(needed, machine["memory"] * 1e9),
-        floor,
-        "reading" if reading >= computing else "computing",
-        efficiency,
-        floor / efficiency if efficiency else None,
-    )
+    memory, bound = machine["memory"] * 1e9, "reading" if reading >= computing else "computing"
+    fits, expected = choose.verdict(needed, memory), floor / efficiency if efficiency else None
+    return Estimate(machine["name"], format, context, batch, weights, cache, needed, memory, fits, floor, bound, efficiency, expected)
 
 
 def efficiencies(rows, with_recorded=False):
@@ -311,38 +268,3 @@ def where(row):
     """Say which run ``row`` is from. First used in notebook 07."""
     who = f"recorded run {row['recorded']}" if "recorded" in row else "measured here"
     return f"{row['title']}, {row['tier']}, {row['device']}, {who}, {row['date'][:10]}"
-
-
-def calculator(efficiency=None, machine=None):
-    """Return the calculator, an ipywidgets.VBox (ipywidgets 7 and 8): five controls, and the result below them as text.
-
-    efficiency: what ``efficiencies`` returned, or None. machine: one that is added to those of ``machines``, e.g. this one.
-    The last child is the result (ipywidgets.HTML); a value that makes no sense is answered there with one sentence. First used in notebook 07.
-    """
-    import ipywidgets
-
-    shapes, known = models(), ({machine["name"]: machine} if machine else {}) | machines()
-    layout = {"style": {"description_width": "6em"}, "layout": {"width": "36em"}}
-    controls = {
-        "shape": ipywidgets.Dropdown(options=list(shapes), description="model", **layout),
-        "format": ipywidgets.Dropdown(options=[(name, key) for key, name in FORMATS.items()], value="gptq", description="format", **layout),
-        "context": ipywidgets.IntText(value=512, description="context", **layout),
-        "batch": ipywidgets.IntText(value=1, description="batch", **layout),
-        "machine": ipywidgets.Dropdown(options=list(known), value="NVIDIA T4 (free Colab, Kaggle)", description="machine", **layout),
-    }
-    result = ipywidgets.HTML()
-
-    def show(_=None):
-        chosen = {name: control.value for name, control in controls.items()}
-        share, row = (efficiency or {}).get(chosen["format"], (None, None))
-        chosen |= {"shape": shapes[chosen["shape"]], "machine": known[chosen["machine"]]}
-        try:
-            text = str(estimate(**chosen, efficiency=share)) + (f"\nfrom      {where(row)}" if row else "")
-        except CourseError as error:
-            text = str(error)
-        result.value = f"<pre>{html.escape(text)}</pre>"
-
-    for control in controls.values():
-        control.observe(show, names="value")
-    show()
-    return ipywidgets.VBox([*controls.values(), result])
