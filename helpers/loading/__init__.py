@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import re
-import sys
 import traceback
 import weakref
 from pathlib import Path
@@ -42,9 +41,7 @@ def _arguments(step, device=None):
     plan = kernels.plan_for(step, [f"cuda:{n}" for n in shared] or device) if step.format == "gptq" else None
     arguments = {"pretrained_model_name_or_path": step.checkpoint}
     if settings := _quantisation(step, plan):
-        import transformers
-
-        arguments["quantization_config"] = getattr(transformers, settings[0])(**settings[1])
+        arguments["quantization_config"] = _configuration(*settings)
     arguments |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
     if len(shared) > 1:
         arguments |= {"device_map": "sequential", "max_memory": {n: int(free[n] - beside) for n in shared}}
@@ -65,6 +62,12 @@ def _quantisation(step, plan):
     if plan is None or not plan.kernel:
         return None
     return "GPTQConfig", {"bits": step.quantization.get("bits", 4), "backend": f"gptq_{plan.kernel}"}
+
+
+def _configuration(kind, settings):
+    import transformers
+
+    return getattr(transformers, kind)(**settings)
 
 
 def show_call(step, device=None):
@@ -100,7 +103,7 @@ def load(step, device=None):
     if not step.is_folder:
         hub.fetch(step)
     with quiet():
-        import transformers.modeling_utils
+        import transformers.modeling_utils  # noqa: F401
 
         if step.format in ("int8", "nf4"):
             import bitsandbytes  # noqa: F401
@@ -108,19 +111,15 @@ def load(step, device=None):
         kernels.library()  # transformers imports it too, with a banner of a page
     # The imports above leave exceptions behind, which keep this function's variables for ever: the model must not be one of them.
     before = machine.in_use(device)
-    if plan is None or not plan.kernel:
-        return _load(step, arguments, before, plan)
-    import transformers
-
     while True:
-        kernels.ready(plan)
-        kind, settings = _quantisation(step, plan)
-        arguments["quantization_config"] = getattr(transformers, kind)(**settings)
+        if plan is not None and plan.kernel:
+            kernels.ready(plan)
+            arguments["quantization_config"] = _configuration(*_quantisation(step, plan))
         try:
             return _load(step, arguments, before, plan)
-        except KernelError as error:
+        except KernelError as error:  # of a kernel that was asked for by name
             problem = str(error)
-        print(f"{problem}")
+        print(problem)
         plan.fail("it failed while the model was loaded")
 
 
@@ -154,19 +153,13 @@ def _load(step, arguments, before, plan=None):
 def _why_not(error, step, device, plan, report):
     """The error to raise because loading ``step`` ended in ``error``."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    by_kernel = any(Path(frame.filename).is_relative_to(_package("gptqmodel")) for frame in traceback.extract_tb(error.__traceback__))
+    by_kernel = any("gptqmodel" in Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__))
     if plan is not None and plan.kernel and by_kernel:
         return KernelError(f"{kernels.NAMES[plan.kernel]} failed while {step.title} was loaded ({said}).")
     if isinstance(error, ImportError):
         missing = f"The package {error.name} is missing" if isinstance(error, ModuleNotFoundError) and error.name else "A library cannot be used"
         return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. Run the set-up cell again, or set TIER=embedded.")
     return CheckpointError(f"{step.checkpoint} cannot be loaded: {report.reason or said}")
-
-
-def _package(name):
-    """The folder of an imported package; a folder that cannot be where it is not imported."""
-    module = sys.modules.get(name)
-    return Path(module.__file__).parent if module else Path("/nowhere")
 
 
 class _Report(logging.Handler):
