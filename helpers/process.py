@@ -27,21 +27,14 @@ def call(function, job, name="", python=sys.executable, variables=None, timeout=
     CourseError that the function raises, or ProcessError if the process dies or gives no answer within ``timeout`` seconds.
     """
     name, program = name or function, f"from helpers import process; process.reply({function!r})"
-    process = subprocess.Popen(
-        [python, "-c", program, json.dumps(job)], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
-        try:
-            out, said = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise ProcessError(f"{name} gave no answer within {timeout:.0f} s and was stopped: run the cell again when the machine is quiet.") from None
-        except BaseException:
-            process.kill()
-            raise
-    line = next((line.removeprefix(MARK) for line in out.splitlines() if line.startswith(MARK)), None)
+    options = {"cwd": ROOT, "env": variables, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": timeout}
+    try:
+        done = subprocess.run([python, "-c", program, json.dumps(job)], **options)
+    except subprocess.TimeoutExpired:
+        raise ProcessError(f"{name} gave no answer within {timeout:.0f} s and was stopped: run the cell again when the machine is quiet.") from None
+    line = next((line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)), None)
     if line is None:
-        raise ProcessError(_why(name, process.returncode, said))
+        raise ProcessError(_why(name, done.returncode, done.stderr))
     try:
         found = json.loads(line)
     except ValueError:

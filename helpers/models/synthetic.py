@@ -100,7 +100,7 @@ def _write_files(shape, format, folder, description):
             del tensors
         save({"model.embed_tokens.weight": normal(shape.vocab_size, h), "model.norm.weight": torch.ones(h, dtype=dtype)})
         save({"lm_head.weight": normal(shape.vocab_size, h)})
-    files.write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": shape.weight_bytes(format)}, "weight_map": weight_map}, indent=2)
+    files.write_json(folder / files.INDEX, {"metadata": {"total_size": shape.weight_bytes(format)}, "weight_map": weight_map}, indent=2)
     files.write_json(folder / "config.json", _config(shape, format), indent=2)
     for file in (CHECKPOINTS / "small").glob("*token*.json"):
         shutil.copy(file, folder)
