@@ -31,12 +31,11 @@ class EstimateError(CourseError, ValueError):
 def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
     """Return the read bandwidth of ``device``'s memory over a working set of ``size`` bytes, in bytes per second.
 
-    The fastest of repeated reads by a few real kernels of torch (sums, matrix-vector products), each of which reads every byte once, as
-    decoding reads the weights: what no model's kernels should beat. Best of several, after a warm-up, is the rule of STREAM (McCalpin,
-    1995, https://www.cs.virginia.edu/stream/); unlike STREAM, nothing is written. A ``size`` that fits into a cache gives the cache's
-    bandwidth: a small model is read from there as well. size: kept between 1 MiB and 512 MiB, and below a quarter of the free memory.
-    On a CPU, all threads and one thread are both tried, because on a busy machine threads wait for each other. Raises DeviceError if
-    there is no such device. device: as for machine.get_device. First used in notebook 07.
+    The fastest of repeated reads by a few real kernels of torch, each of which reads every byte once, as decoding reads the weights. Best of
+    several, after a warm-up, is the rule of STREAM (McCalpin, 1995, https://www.cs.virginia.edu/stream/). A ``size`` that fits into a cache
+    gives the cache's bandwidth: a small model is read from there as well; it is kept between 1 MiB and 512 MiB, and below a quarter of the
+    free memory. On a CPU, one thread is tried too: on a busy machine threads wait for each other. device: as for machine.get_device, and
+    raises what that raises. First used in notebook 07.
     """
     import torch
 
@@ -57,9 +56,8 @@ def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
 def flops(device=None, dtype=None, clock=time.perf_counter):
     """Return the floating-point operations per second of matrix products in ``dtype`` on ``device``: the roof of a roofline.
 
-    Best of several products of two square matrices, 2 x n^3 operations each (Williams, Waterman and Patterson, 2009, "Roofline",
-    https://doi.org/10.1145/1498765.1498785). dtype: a torch.dtype, by default bfloat16. Raises DeviceError if there is no such device.
-    First used in notebook 07.
+    Best of several products of two square matrices, 2 x n^3 operations each. dtype: a torch.dtype, by default bfloat16. Raises DeviceError if
+    there is no such device. First used in notebook 07.
     """
     import torch
 
@@ -150,8 +148,7 @@ def with_floor(rows, device=None, speeds=()):
     """Return ``rows`` with the floor of a token: bandwidth_bytes_per_s, and floor_tpot_s, the seconds that reading its bytes takes at that.
 
     The bytes are the row's floor_bytes (weights and KV cache), without that key its read_bytes (the weights alone). The bandwidth of
-    ``device`` is measured now, over as many bytes as the weights are: a small model is read from the cache. What can be read from a larger
-    set of bytes can be read from a smaller one too, so the best of those counts. speeds: [(bytes, bytes a second)] measured before.
+    ``device`` is measured now, over as many bytes; that of a larger set counts for a smaller one too. speeds: [(bytes, bytes a second)] known before.
     """
     speeds = [*speeds, *((size, bandwidth(device, size)) for size in {row["read_bytes"] for row in rows})]
     found = []
@@ -215,18 +212,17 @@ class Estimate:
 
     def __str__(self):
         weights, cache, needed, memory = (size / 1e9 for size in (self.weights, self.cache, self.needed, self.memory))
-        lines = [
-            f"{self.machine}, {FORMATS[self.format]}, context {self.context:,}, batch {self.batch}",
-            f"{self.fits}: {weights:.2f} GB of weights + {cache:.2f} GB of KV cache + {needed - weights - cache:.1f} GB for the rest (estimate) "
-            f"= {needed:.1f} of {memory:.1f} GB",
-            f"at best   {seconds(self.floor)} a step, {self.floor_tokens_per_s:,.1f} tokens a second; {self.bound} takes longest",
-        ]
+        expected = "nothing was measured from which to say it"
         if self.expected:
             rate = f"{self.batch / self.expected:,.1f} tokens a second, if it reaches {100 * self.efficiency:.3g} % of that"
-            lines.append(f"expected  {seconds(self.expected)} a step, {rate}")
-        else:
-            lines.append("expected  nothing was measured from which to say it")
-        return "\n".join(lines)
+            expected = f"{seconds(self.expected)} a step, {rate}"
+        return (
+            f"{self.machine}, {FORMATS[self.format]}, context {self.context:,}, batch {self.batch}\n"
+            f"{self.fits}: {weights:.2f} GB of weights + {cache:.2f} GB of KV cache + {needed - weights - cache:.1f} GB for the rest (estimate) "
+            f"= {needed:.1f} of {memory:.1f} GB\n"
+            f"at best   {seconds(self.floor)} a step, {self.floor_tokens_per_s:,.1f} tokens a second; {self.bound} takes longest\n"
+            f"expected  {expected}"
+        )
 
 
 def estimate(shape, format, context, batch, machine, efficiency=None, group_size=128):
@@ -250,21 +246,15 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     return Estimate(machine["name"], format, context, batch, weights, cache, needed, memory, fits, floor, bound, efficiency, expected)
 
 
-def efficiencies(rows, with_recorded=False):
-    """Return {format: (share, row)}: floor / measured TPOT of the best matching of ``rows`` for each format; formats without one are absent.
+def efficiencies(rows):
+    """Return {format: (share, row)}: floor / measured TPOT of the best matching of ``rows`` and of the recorded runs' for each format that has one.
 
     Only full-size shapes count (not the embedded models), batch 1, and steps as they are usually run; of these the largest model, the
-    reader's own before a recorded one, the newest. with_recorded: whether the recorded runs' rows count too. First used in notebook 07.
+    reader's own before a recorded one, the newest. First used in notebook 07.
     """
-    found, rows = {}, [*rows, *(ledger.recorded_rows() if with_recorded else ())]
-    for row in sorted(rows, key=lambda r: (r["parameters"], "recorded" not in r, r["date"])):
+    found = {}
+    for row in sorted([*rows, *ledger.recorded_rows()], key=lambda r: (r["parameters"], "recorded" not in r, r["date"])):
         usual = row.get("variant", "") in LIKE_STEPS and row.get("batch", 1) == 1
         if row["tier"] != "embedded" and usual and row.get("floor_tpot_s") and row.get("tpot_s"):
             found[row["format"]] = (row["floor_tpot_s"] / row["tpot_s"], row)
     return found
-
-
-def where(row):
-    """Say which run ``row`` is from. First used in notebook 07."""
-    who = f"recorded run {row['recorded']}" if "recorded" in row else "measured here"
-    return f"{row['title']}, {row['tier']}, {row['device']}, {who}, {row['date'][:10]}"

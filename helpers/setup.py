@@ -58,7 +58,10 @@ def _add(wanted):
         return
     if {"torch", "transformers"} & set(missing):
         print("This Python lacks PyTorch or transformers: installing the whole course takes some minutes and 2 to 6 GB of disk.", flush=True)
-        with_constraints(wanted, missing)
+        with TemporaryDirectory() as folder:  # what they depend on comes too, while every package that is installed keeps its version
+            frozen = Path(folder) / "constraints.txt"
+            frozen.write_text("".join(f"{d.metadata['Name']}=={d.version}\n" for d in distributions()), encoding="utf-8")
+            pip("--constraint", str(frozen), *(f"{name}=={wanted[name]}" for name in missing))
     else:
         print(f"Set-up: adding {', '.join(missing)}.", flush=True)
         pip("--no-deps", *(f"{name}=={wanted[name]}" for name in missing))
@@ -97,14 +100,6 @@ def check(names):
                 f"{name} {there} is too old, the course needs {OLDEST[name]} or newer: in Colab choose Runtime > Disconnect and delete"
                 f" runtime, in Kaggle the latest environment, elsewhere pip install --upgrade {name}; then restart the kernel."
             )
-
-
-def with_constraints(wanted, missing):
-    """Install ``missing`` with what they depend on, while every package that is installed keeps its version."""
-    with TemporaryDirectory() as folder:
-        frozen = Path(folder) / "constraints.txt"
-        frozen.write_text("".join(f"{d.metadata['Name']}=={d.version}\n" for d in distributions()), encoding="utf-8")
-        pip("--constraint", str(frozen), *(f"{name}=={wanted[name]}" for name in missing))
 
 
 def pip(*arguments):

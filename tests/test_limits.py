@@ -94,12 +94,13 @@ def row(**changes):
     return what | {"parameters": 7, "variant": "", "batch": 1, "tpot_s": 0.5, "floor_tpot_s": 0.1} | changes
 
 
-def test_which_run_gives_the_efficiency():
+def test_which_run_gives_the_efficiency(book, monkeypatch):
+    monkeypatch.setattr(ledger, "recorded_rows", list)
     share, chosen = limits.efficiencies([row(recorded="a"), row(parameters=1, tpot_s=0.2, recorded="a")])["gptq"]
     assert share == pytest.approx(0.2) and chosen["parameters"] == 7  # the largest model, not the most flattering
     own = row(tpot_s=0.25)
     assert limits.efficiencies([own, row(recorded="a")])["gptq"] == (pytest.approx(0.4), own)
-    assert "recorded run a" in limits.where(row(recorded="a")) and "measured here" in limits.where(own)
+    assert "recorded run a" in book["where"](row(recorded="a")) and "measured here" in book["where"](own)
     assert set(limits.efficiencies([row(format="bf16", variant="2", title="1.3B bf16")])) == {"bf16"}  # a benchmark of a size in between
     unfit = [row(tier="embedded"), row(variant="gptq-torch"), row(batch=4), row(floor_tpot_s=None), row(tpot_s=None)]
     assert limits.efficiencies(unfit) == {}
@@ -189,9 +190,10 @@ def test_table_of_machines():
         assert machine["memory"] > 0 and machine["bandwidth"] > 0 and machine["source"] and {"capability", "tflops", "checked"} <= set(machine)
 
 
-def test_calculator_answers_each_change():
+def test_calculator_answers_each_change(book):
     here = {"name": "this one", "memory": 24, "bandwidth": 20, "tflops": 0.2}
     names = {"limits": limits, "FORMATS": {"int8": "8-bit", "gptq": "GPTQ"}, "shares": {"gptq": (0.5, row())}, "here": here, "t4": T4}
+    names |= {"where": book["where"]}
     for cell in cells("07", "cell-calculator"):
         exec(cell, names)
     (model, format, context, batch, machine), result = names["controls"].values(), names["result"]

@@ -124,10 +124,10 @@ def _command(job, keys, rounds):
 
 
 def pool(rows):
-    """Return {(step's key, title, prompt tokens, batch, whether it is the article's prompt): one dict} of ``rows``, with the warm calls of all rounds together.
+    """Return {(step's key, title, prompt tokens, batch, whether it is the article's prompt): one dict} of ``rows``, rounds pooled.
 
-    Each is its newest row with the first call's figures (wall_s, …) as medians of the rounds, and the warm ones (warm_wall_s, warm_ttft_s,
-    tpot_s, …) as medians of all warm calls; floor_tpot_s is at the best bandwidth of the rounds, over_floor is TPOT / floor.
+    Each is its newest row with the first call's figures as medians of the rounds, and the warm ones as medians of all warm calls;
+    floor_tpot_s is at the best bandwidth of the rounds, over_floor is TPOT / floor.
     """
     groups = {}
     for row in rows:

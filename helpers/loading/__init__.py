@@ -12,7 +12,7 @@ from helpers import kernels, machine
 from helpers.errors import CheckpointError, DeviceError, KernelError, NotEnoughMemoryError
 from helpers.loading.memory import forget, free_caches, giving_back, holders
 from helpers.machine import quiet
-from helpers.models import choose, files, hub
+from helpers.models import choose, files
 
 _loaded = {}  # of the model loaded last: weak references to its parts, its device, and the memory in use after it was loaded
 
@@ -96,12 +96,9 @@ def load(step, device=None):
     """
     arguments, plan = _arguments(step, device)
     device = _first_device(arguments)
-    if step.is_folder:
-        files.check_folder(step.checkpoint, step.format)
     if "max_memory" not in arguments:
         choose.check_step(step, device)
-    if not step.is_folder:
-        hub.fetch(step)
+    choose.bring(step)
     with quiet():
         import transformers.modeling_utils  # noqa: F401
 

@@ -64,7 +64,8 @@ def holders(parts, namespace=None):
     Follows references backwards (gc.get_referrers) until it meets the notebook's variables (``namespace``, by default IPython's, or
     __main__'s), its outputs ("Out[7]") or a running function of the notebook. Variables of modules are named where nothing else is found.
     """
-    namespace = _notebook() if namespace is None else namespace
+    if namespace is None:
+        namespace = _shell().user_ns if _shell() else vars(sys.modules["__main__"])
     outputs = namespace.get("_oh", {})
     names, modules, frontier = set(), set(), list(parts)
     own = {id(parts), id(sys._getframe()), id(sys._getframe().f_back)}
@@ -108,11 +109,6 @@ def forget():
         for name in [name for name in shell.user_ns_hidden if re.fullmatch(r"_+\d*", name)]:
             if shell.user_ns.get(name) is not shell.user_ns_hidden[name]:  # %reset -f out forgets the first copy only
                 del shell.user_ns_hidden[name]
-
-
-def _notebook():
-    shell = _shell()
-    return shell.user_ns if shell else vars(sys.modules["__main__"])
 
 
 def _shell():
