@@ -63,25 +63,16 @@ def measured(timing, packages=PACKAGES):
     return {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "prompt": timing.prompt,
-        "prompt_tokens": timing.prompt_tokens,
-        "batch": timing.batch,
-        "new_tokens": timing.new_tokens,
+        **{name: getattr(timing, name) for name in ("prompt", "prompt_tokens", "batch", "new_tokens")},
         "completion": timing.text,
-        "user_s": timing.cold.user,
-        "sys_s": timing.cold.sys,
-        "cpu_total_s": timing.cold.cpu_total,
-        "wall_s": timing.cold.wall,
-        "ttft_s": timing.cold.ttft,
+        **{f"{name}_s": getattr(timing.cold, name) for name in ("user", "sys", "cpu_total", "wall", "ttft")},
         "warm": [asdict(c) for c in timing.warm],
         "warm_wall_s": timing.median("wall"),
         "warm_wall_iqr_s": timing.iqr("wall"),
         "warm_ttft_s": timing.median("ttft"),
         "tpot_s": timing.median("tpot"),
         "decode_tokens_per_s": timing.decode_rate,
-        "peak_gpu_allocated_bytes": timing.peak_gpu_allocated,
-        "peak_gpu_reserved_bytes": timing.peak_gpu_reserved,
-        "peak_rss_bytes": timing.peak_rss,
+        **{f"{name}_bytes": getattr(timing, name) for name in ("peak_gpu_allocated", "peak_gpu_reserved", "peak_rss")},
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -113,7 +104,6 @@ def read(path=None, engine="transformers"):
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
-        problem = None
         try:
             row = json.loads(line)
             problem = _problem(row)
