@@ -1,9 +1,8 @@
 """How fast could a model decode at best on a machine, and what keeps it from that?
 
-One decoded token must read all weights and the whole KV cache once, and multiply with each weight once. A machine reads so many bytes and
-does so many operations a second: the longer of the two times is the floor (roofline; Williams, Waterman and Patterson, 2009,
-https://doi.org/10.1145/1498765.1498785). This machine's rates are measured; others' stand in ``data/hardware.json``, from the makers' data
-sheets. The names: TPOT is the time per output token. First used in notebook 00.
+One decoded token must read all weights and the whole KV cache once, and multiply with each weight once: the longer of the two times is the
+floor (roofline; Williams, Waterman and Patterson, 2009, https://doi.org/10.1145/1498765.1498785). This machine's rates are measured; others'
+stand in ``data/hardware.json``, from the makers' data sheets. First used in notebook 00.
 """
 
 import json
@@ -189,21 +188,17 @@ def steps(tier, **options):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the calculator found. weights, cache, needed, memory: bytes. floor, expected: seconds a step, in which each sequence gets a token."""
+    """What the calculator found. cache, needed, memory: bytes. floor, expected: seconds a step, in which each sequence gets a token. text: all of it."""
 
-    machine: str
-    format: str
-    context: int
     batch: int
-    weights: int
     cache: int
     needed: float
     memory: float
     fits: str
     floor: float
     bound: str
-    efficiency: float | None = None
-    expected: float | None = None
+    expected: float | None
+    text: str
 
     @property
     def floor_tokens_per_s(self):
@@ -211,18 +206,7 @@ class Estimate:
         return self.batch / self.floor
 
     def __str__(self):
-        weights, cache, needed, memory = (size / 1e9 for size in (self.weights, self.cache, self.needed, self.memory))
-        expected = "nothing was measured from which to say it"
-        if self.expected:
-            rate = f"{self.batch / self.expected:,.1f} tokens a second, if it reaches {100 * self.efficiency:.3g} % of that"
-            expected = f"{seconds(self.expected)} a step, {rate}"
-        return (
-            f"{self.machine}, {FORMATS[self.format]}, context {self.context:,}, batch {self.batch}\n"
-            f"{self.fits}: {weights:.2f} GB of weights + {cache:.2f} GB of KV cache + {needed - weights - cache:.1f} GB for the rest (estimate) "
-            f"= {needed:.1f} of {memory:.1f} GB\n"
-            f"at best   {seconds(self.floor)} a step, {self.floor_tokens_per_s:,.1f} tokens a second; {self.bound} takes longest\n"
-            f"expected  {expected}"
-        )
+        return self.text
 
 
 def estimate(shape, format, context, batch, machine, efficiency=None, group_size=128):
@@ -242,8 +226,18 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     computing = batch * operations(shape, context) / (machine["tflops"] * 1e12) if machine.get("tflops") else 0
     needed, floor = weights + cache + machine.get("cards", 1) * choose.beside_weights(shape, format), max(reading, computing)
     memory, bound = machine["memory"] * 1e9, "reading" if reading >= computing else "computing"
-    fits, expected = choose.verdict(needed, memory), floor / efficiency if efficiency else None
-    return Estimate(machine["name"], format, context, batch, weights, cache, needed, memory, fits, floor, bound, efficiency, expected)
+    fits, expected, words = choose.verdict(needed, memory), None, "nothing was measured from which to say it"
+    if efficiency:
+        expected = floor / efficiency
+        words = f"{seconds(expected)} a step, {batch / expected:,.1f} tokens a second, if it reaches {100 * efficiency:.3g} % of that"
+    text = (
+        f"{machine['name']}, {FORMATS[format]}, context {context:,}, batch {batch}\n"
+        f"{fits}: {weights / 1e9:.2f} GB of weights + {cache / 1e9:.2f} GB of KV cache + {(needed - weights - cache) / 1e9:.1f} GB for the rest (estimate) "
+        f"= {needed / 1e9:.1f} of {memory / 1e9:.1f} GB\n"
+        f"at best   {seconds(floor)} a step, {batch / floor:,.1f} tokens a second; {bound} takes longest\n"
+        f"expected  {words}"
+    )
+    return Estimate(batch, cache, needed, memory, fits, floor, bound, expected, text)
 
 
 def efficiencies(rows):

@@ -147,9 +147,8 @@ def variable(name, value, when=True):
 @contextlib.contextmanager
 def waiting(what, patience=2):
     """Show, from ``patience`` seconds on, that silent work goes on: ``what`` with the time that has passed, in a line of its own."""
-    done = threading.Event()
 
-    def show():
+    def show(done):
         if done.wait(patience):
             return
         from tqdm.auto import tqdm
@@ -158,13 +157,21 @@ def waiting(what, patience=2):
             while not done.wait(1):
                 line.refresh()
 
-    watcher = threading.Thread(target=show, daemon=True)
-    watcher.start()
+    with _beside(show):
+        yield
+
+
+@contextlib.contextmanager
+def _beside(function):
+    """Call ``function`` with a threading.Event in a thread; the event is set when the block ends."""
+    done = threading.Event()
+    thread = threading.Thread(target=function, args=(done,), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        watcher.join()
+        thread.join()
 
 
 def disk(folder):
@@ -246,20 +253,15 @@ def peak(device, function):
             torch.cuda.reset_peak_memory_stats(gpu)
         function()
         return sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus)
-    highest, done = in_use(device), threading.Event()
+    highest = in_use(device)
 
-    def watch():
+    def watch(done):
         nonlocal highest
         while not done.wait(0.002):
             highest = max(highest, in_use(device))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with _beside(watch):
         function()
-    finally:
-        done.set()
-        watcher.join()
     return max(highest, in_use(device))
 
 

@@ -32,25 +32,19 @@ def prepare(requirements=ROOT / "requirements.txt"):
 
     Raises PackagesError, before anything is fetched, if what is there cannot work.
     """
-    wanted = pins(requirements)
-    check(wanted)
     use_roomy_cache()
     machine.hide_unusable()
-    _add(wanted)
+    _add(pins(requirements))
 
 
 def add(*tools):
-    """Add what a notebook needs beside the course's own packages, from ``requirements/NAME.txt`` for each of ``tools``; print what was done.
-
-    Raises PackagesError as ``prepare`` does.
-    """
-    wanted = {name: pinned for tool in tools for name, pinned in pins(ROOT / "requirements" / f"{tool}.txt").items()}
-    check(wanted)
-    _add(wanted)
+    """Add what a notebook needs beside the course's packages, from ``requirements/NAME.txt`` for each of ``tools``, as ``prepare`` does."""
+    _add({name: pinned for tool in tools for name, pinned in pins(ROOT / "requirements" / f"{tool}.txt").items()})
 
 
 def _add(wanted):
     """Install those of ``wanted`` ({name: version}) that this Python lacks in any version; all others stay as they are."""
+    check(wanted)
     started = time.perf_counter()
     missing = [name for name in wanted if installed(name) is None]
     if not missing:

@@ -78,10 +78,7 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
 
 
 def _begin(jobs, path):
-    """(id, rows, file) of the run to go on with, if one of the same jobs was interrupted; else a new id and no rows.
-
-    file: stands beside the ledger until the run is finished, and holds its id.
-    """
+    """(id, rows, file with the id, until the run is finished) of the run of the same jobs that was interrupted; else a new id and no rows."""
     about = [{name: setup.installed(name) for name in ledger.PACKAGES}, machine.device_name(jobs[0].device)]
     mark = hashlib.sha256(json.dumps([asdict(job) for job in jobs] + about, default=str).encode()).hexdigest()[:8]
     unfinished = (Path(path).parent if path else setup.results_dir()) / f"benchmark-{mark}.unfinished"
@@ -94,10 +91,7 @@ def _begin(jobs, path):
 
 
 def _in_a_process(job):
-    """(rows, problem) of ``job``, measured in a new process; problem is a sentence, or "".
-
-    Its checkpoint is fetched or written before, in this process, whose progress bars can be seen.
-    """
+    """(rows, problem, a sentence or "") of ``job`` in a new process; its checkpoint is fetched or written before, where progress can be seen."""
     try:
         step = job.step()
         if not step.is_folder:

@@ -20,11 +20,10 @@ _loaded = {}  # of the model loaded last: weak references to its parts, its devi
 def load_arguments(step, device=None):
     """Return the keyword arguments of ``AutoModelForCausalLM.from_pretrained`` for ``step``, the checkpoint's name included.
 
-    The article's arguments, with these differences: 8-bit is asked for with a BitsAndBytesConfig (``load_in_8bit=`` has left
-    transformers); GPTQ's activations are bfloat16 on a CPU, where float16 arithmetic is slow; GPTQ's kernel on a GPU is named
-    (``kernels``); only safetensors files are read; and the device is named in full. Where no ``device`` is asked for and the first GPU
-    is too small, as many GPUs as it needs share the model. Raises DeviceError if ``device`` is not there, or a kernel that was asked for
-    cannot work on it. First used in notebook 13.
+    The article's, with these differences: 8-bit is asked for with a BitsAndBytesConfig (``load_in_8bit=`` has left transformers); GPTQ's
+    activations are bfloat16 on a CPU, where float16 is slow; its kernel on a GPU is named (``kernels``); only safetensors files are read. Where
+    no ``device`` is asked for and the first GPU is too small, as many as it needs share the model. Raises DeviceError if ``device`` is not
+    there, or a kernel that was asked for cannot work on it. First used in notebook 13.
     """
     return _arguments(step, device)[0]
 
@@ -51,10 +50,7 @@ def _arguments(step, device=None):
 
 
 def _quantisation(step, plan):
-    """(class, arguments) of the quantization_config that ``step`` is loaded with; None where the checkpoint's own is enough, or none.
-
-    A checkpoint's own bits and groups are kept by transformers: of a GPTQConfig only the kernel counts.
-    """
+    """(class, arguments) of the quantization_config for ``step``, or None. A checkpoint's bits and groups stay: of a GPTQConfig only the kernel counts."""
     if step.format == "int8":
         return "BitsAndBytesConfig", {"load_in_8bit": True} | ({} if step.threshold == 6.0 else {"llm_int8_threshold": step.threshold})
     if step.format == "nf4":
@@ -87,12 +83,10 @@ def show_call(step, device=None):
 
 
 def load(step, device=None):
-    """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, and print the memory before and after.
+    """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, print the memory before and after, return both.
 
-    Where a GPTQ kernel fails on a GPU, the next one takes its place; which one it is, and why, is printed too.
-    Returns (model, tokenizer). Raises DeviceError, CheckpointError (a folder is checked before its weights are read) or
-    NotEnoughMemoryError (before anything large is fetched or read). "Before" is after the libraries were imported, so that the
-    difference is the model's.
+    Where a GPTQ kernel fails on a GPU, the next one takes its place, which is printed too. "Before" is after the libraries were imported.
+    Raises DeviceError, CheckpointError (before weights are read) or NotEnoughMemoryError (before anything large is fetched or read).
     """
     arguments, plan = _arguments(step, device)
     device = _first_device(arguments)

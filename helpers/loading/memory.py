@@ -23,10 +23,9 @@ def free_caches():
 
 @contextlib.contextmanager
 def giving_back():
-    """Let every large buffer that is freed meanwhile go back to the operating system at once.
+    """Let every large buffer that is freed meanwhile go back to the operating system at once (mallopt(3): M_MMAP_THRESHOLD is -3).
 
-    glibc keeps freed buffers of up to 32 MB in its heap, and the holes add up while a checkpoint is quantised tensor by tensor: to 1.7
-    times the weights, and to 1.1 with this. (mallopt(3): M_MMAP_THRESHOLD is -3.)
+    glibc keeps them up to 32 MB; while a checkpoint is quantised tensor by tensor that adds up to 1.7 times the weights, to 1.1 with this.
     """
     _glibc("mallopt", -3, 2**20)
     try:

@@ -142,10 +142,7 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
 
 
 def bring(step):
-    """Return the folder (Path) of ``step``'s files, complete: a folder of one's own is checked, the Hub's is fetched.
-
-    Raises CheckpointError, or NotEnoughMemoryError if the disk has too little room.
-    """
+    """Return the folder (Path) of ``step``'s files, complete: one of one's own is checked, the Hub's is fetched. Raises what hub.fetch raises."""
     if step.is_folder:
         files.check_folder(step.checkpoint, step.format)
     else:
@@ -221,9 +218,8 @@ def survey():
 def step_table(found, context=512):
     """Return what each step needs and whether it fits (pandas.DataFrame, one line a step). context: tokens of prompt and answer.
 
-    Weights: exact bytes, from the shape. KV cache: 2 (keys and values) x layers x width x 2 bytes a token. Other: beside_weights,
-    an upper estimate that no measurement on this machine backs; for GPTQ it holds ExLlamaV2's scratch space. Without a GPU, the host's
-    memory is what there is.
+    Weights: exact bytes, from the shape. Other: beside_weights, an upper estimate that no measurement on this machine backs. Without a GPU,
+    the host's memory is what there is.
     """
     import pandas as pd
 

@@ -29,8 +29,7 @@ _place = {}
 def token_place():
     """Say where a token was found ("the environment variable HF_TOKEN", …), or return None if there is none.
 
-    Order: environment; Kaggle's secret, which is put into the environment of this process, because the library does not know it; the
-    login saved on the disk and Colab's secret (huggingface_hub.get_token knows both).
+    Order: environment; Kaggle's secret, which is put there, because the library does not know it; the saved login; Colab's secret.
     """
     from huggingface_hub import constants, get_token
 
@@ -79,9 +78,8 @@ def ask_for_token():
 def whether(repository, revision="main"):
     """Return (repository or its ungated mirror, sentence). The sentence is empty where the repository itself can be read.
 
-    In strict mode (the environment variable HUB_STRICT=1), and where a revision is pinned, there is no mirror. A token that is not
-    valid closes open repositories too: it is ignored then. Raises CheckpointError where nothing can be read; where the Hub does not
-    answer, a repository that is in the cache will do.
+    With HUB_STRICT=1 in the environment, or a pinned revision, there is no mirror. A token that is not valid closes open repositories too: it
+    is ignored then. Where the Hub does not answer, the cache will do. Raises CheckpointError where nothing can be read.
     """
     from huggingface_hub import constants
 
@@ -239,9 +237,8 @@ WANTED = ("config.json", "generation_config.json", "*token*", "*.safetensors", "
 def fetch(step):
     """Bring the files of ``step`` (from the Hub) into the library's cache, unless a complete copy is there.
 
-    Files that are complete stay when a later one fails. With hf_xet, the library fetches and verifies; without it (not installed, or
-    HF_HUB_DISABLE_XET=1) files go on where an interrupted run left them, and their SHA-256 is compared with the Hub's.
-    Raises CheckpointError, or NotEnoughMemoryError before the first byte if the disk has too little room.
+    Complete files stay when a later one fails. With hf_xet, the library fetches and verifies; without it, files go on where an interrupted run
+    left them, and their SHA-256 is compared. Raises CheckpointError, or NotEnoughMemoryError before the first byte if the disk is too full.
     """
     repository = step.checkpoint
     if cached(repository, step.revision, step.format):
