@@ -23,15 +23,11 @@ ROUNDS = 2
 
 @dataclass
 class Run:
-    """What ``run`` returns. rows: ledger rows, oldest first. problems: {job: the sentence that says why it was not measured}.
-
-    busy: the most processor cores that other programs were using when a step began.
-    """
+    """What ``run`` returns. rows: ledger rows, oldest first. problems: {job: the sentence that says why it was not measured}."""
 
     id: str
     rows: list = field(default_factory=list)
     problems: dict = field(default_factory=dict)
-    busy: float = 0.0
 
 
 def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **options):
@@ -55,15 +51,15 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
     jobs = [Job(key, tier, size, round=n, **options) for n, size, key in product(range(1, rounds + 1), sizes, keys)]
     id, rows, unfinished = _begin(jobs, path)
     found, done = Run(id, rows), {row["job"] for row in rows}
-    todo, failed = [job for job in jobs if job.name not in done], set()
+    todo, failed, busiest = [job for job in jobs if job.name not in done], set(), 0.0
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="benchmark") as bar:
         for job in todo:
             bar.set_description(f"{job.key} {job.size}".strip())
             if (job.key, job.size) not in failed:
                 busy = machine.busy_cores()
-                if busy > 0.3 and not found.busy:
+                if busy > 0.3 and not busiest:
                     tqdm.write(f"Other programs keep {busy:.1f} cores busy: figures of a CPU will be far too slow. Close them and measure again.")
-                found.busy = max(found.busy, busy)
+                busiest = max(busiest, busy)
                 new, problem = _in_a_process(job)
                 problem = problem or next(filter(None, (limits.refusal(row, found.rows + new) for row in new)), "")
                 if problem:
