@@ -49,7 +49,7 @@ print(json.dumps(found))
 FETCH = """
 import json, sys
 from huggingface_hub import constants
-from helpers.models import catalogue, choose, hub
+from helpers.models import catalogue, choose, files, hub
 from helpers.errors import CourseError
 
 constants.DOWNLOAD_CHUNK_SIZE = 2**16  # what comes in pieces of 10 MB is written in smaller ones: the shards here are small
@@ -57,7 +57,7 @@ revision = sys.argv[1] if len(sys.argv) > 1 else "main"
 try:
     step = choose.get_step(2, tier="hub", revision=revision)
     hub.fetch(step)
-    found = {"checkpoint": step.checkpoint, "note": step.note, "complete": hub.cached(step.checkpoint, step.revision, "bf16")}
+    found = {"checkpoint": step.checkpoint, "note": step.note, "complete": files.check_folder(step.folder, "bf16") is None}
 except CourseError as error:
     found = {"error": f"{type(error).__name__}: {error}"}
 print(json.dumps(found))

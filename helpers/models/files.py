@@ -113,11 +113,11 @@ def check_folder(folder, format):
 
 
 def _tensor_names(shard):
-    """Names in a safetensors file, or None if it has not exactly the length that its header announces. The weights are not read."""
+    """Names in a safetensors file, or None if it has none, or not exactly the length that its header announces. The weights are not read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(shard, framework="np") as tensors:
-            return list(tensors.keys())
+            return list(tensors.keys()) or None
     except (SafetensorError, OSError):
         return None

@@ -4,6 +4,7 @@ The token itself is never returned, printed or written by this module: the libra
 fetched is announced, resumable and verified; what goes wrong is one sentence, and nothing complete is lost. First used in notebook 00.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -241,8 +242,10 @@ def fetch(step):
     left them, and their SHA-256 is compared. Raises CheckpointError, or NotEnoughMemoryError before the first byte if the disk is too full.
     """
     repository = step.checkpoint
-    if cached(repository, step.revision, step.format):
-        return
+    if path := cached_path(repository, "config.json", step.revision):
+        with contextlib.suppress(CheckpointError):
+            files.check_folder(Path(path).parent, step.format)
+            return
     _bring(repository, step.revision, WANTED, "*.safetensors", "no safetensors files, and the course reads no other kind")
 
 
@@ -288,18 +291,6 @@ def config(repository, revision="main"):
 
     path = cached_path(repository, "config.json", revision)
     return Path(path or _try(lambda: hf_hub_download(repository, "config.json", revision=revision), repository)).parent
-
-
-def cached(repository, revision, format):
-    """Whether a complete checkpoint in ``format`` is in the cache (its headers say so; the weights are not read)."""
-    path = cached_path(repository, "config.json", revision)
-    if path is None:
-        return False
-    try:
-        files.check_folder(Path(path).parent, format)
-        return True
-    except CheckpointError:
-        return False
 
 
 def _fetch_file(repository, file, commit, revision):
