@@ -276,7 +276,7 @@ def test_disk_too_small_is_said_before_the_first_byte(sharded, tmp_path):
 
 def test_disk_that_fills_up_meanwhile(sharded, tmp_path):
     with mounted(tmp_path / "disk", "size=12m") as disk, Hub(sharded) as hub:
-        fill = "from pathlib import Path; from helpers import download; own = download.machine.disk; download.machine.disk = lambda path: 10**9\n"
+        fill = "from pathlib import Path; from helpers import machine; machine.disk = lambda path: 10**9\n"
         with open(disk / "others", "wb") as others:
             others.write(bytes(7_000_000))
         found = run(fill + FETCH, hub.url, disk)
