@@ -23,26 +23,10 @@ from helpers.timing import measure
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
 REQUIRED = {
-    "schema": int,
-    "date": str,
-    "step": int,
-    "title": str,
-    "tier": str,
-    "device": str,
-    "checkpoint": str,
-    "format": str,
-    "prompt": str,
-    "completion": str,
-    "new_tokens": int,
-    "parameters": int,
-    "weight_bytes": int,
-    "read_bytes": int,
-    "user_s": float,
-    "sys_s": float,
-    "cpu_total_s": float,
-    "wall_s": float,
-    "ttft_s": float,
-}
+    "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str, "prompt": str,
+    "completion": str, "new_tokens": int, "parameters": int, "weight_bytes": int, "read_bytes": int, "user_s": float, "sys_s": float,
+    "cpu_total_s": float, "wall_s": float, "ttft_s": float,
+}  # fmt: skip
 KNOWN = {"step": {0, *STEPS}, "tier": {*TIERS, "own"}}
 
 
@@ -79,25 +63,16 @@ def measured(timing, packages=PACKAGES):
     return {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "prompt": timing.prompt,
-        "prompt_tokens": timing.prompt_tokens,
-        "batch": timing.batch,
-        "new_tokens": timing.new_tokens,
+        **{name: getattr(timing, name) for name in ("prompt", "prompt_tokens", "batch", "new_tokens")},
         "completion": timing.text,
-        "user_s": timing.cold.user,
-        "sys_s": timing.cold.sys,
-        "cpu_total_s": timing.cold.cpu_total,
-        "wall_s": timing.cold.wall,
-        "ttft_s": timing.cold.ttft,
+        **{f"{name}_s": getattr(timing.cold, name) for name in ("user", "sys", "cpu_total", "wall", "ttft")},
         "warm": [asdict(c) for c in timing.warm],
         "warm_wall_s": timing.median("wall"),
         "warm_wall_iqr_s": timing.iqr("wall"),
         "warm_ttft_s": timing.median("ttft"),
         "tpot_s": timing.median("tpot"),
         "decode_tokens_per_s": timing.decode_rate,
-        "peak_gpu_allocated_bytes": timing.peak_gpu_allocated,
-        "peak_gpu_reserved_bytes": timing.peak_gpu_reserved,
-        "peak_rss_bytes": timing.peak_rss,
+        **{f"{name}_bytes": getattr(timing, name) for name in ("peak_gpu_allocated", "peak_gpu_reserved", "peak_rss")},
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -108,16 +83,13 @@ def measured(timing, packages=PACKAGES):
 def append(row, path=None):
     """Append ``row`` to the ledger in one write, so that an interruption or a second notebook cannot mix or cut lines."""
     path = Path(path or results_dir() / "ledger.jsonl")
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size and _last_byte(descriptor, size) != b"\n":  # an earlier write was cut off: leave it, begin a new line
-            line = "\n" + line
-        os.write(descriptor, line.encode("utf-8"))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    with open(path, "ab+", buffering=0) as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line  # an earlier write was cut off: leave it, begin a new line
+        file.write(line)
+        os.fsync(file.fileno())
 
 
 def read(path=None, engine="transformers"):
@@ -132,7 +104,6 @@ def read(path=None, engine="transformers"):
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
-        problem = None
         try:
             row = json.loads(line)
             problem = _problem(row)
@@ -193,11 +164,6 @@ def _problem(row):
         if not usable:
             return f"lacks a usable {key!r}"
     return None
-
-
-def _last_byte(descriptor, size):
-    os.lseek(descriptor, size - 1, os.SEEK_SET)
-    return os.read(descriptor, 1)
 
 
 def recorded_rows():

@@ -1,20 +1,19 @@
 """How fast could a model decode at best on a machine, and what keeps it from that?
 
-One decoded token must read all weights and the whole KV cache once, and multiply with each weight once. A machine reads so many bytes and
-does so many operations a second: the longer of the two times is the floor (roofline; Williams, Waterman and Patterson, 2009,
-https://doi.org/10.1145/1498765.1498785). This machine's rates are measured; others' stand in ``data/hardware.json``, from the makers' data
-sheets. The names: TPOT is the time per output token. First used in notebook 00.
+One decoded token must read all weights and the whole KV cache once, and multiply with each weight once: the longer of the two times is the
+floor (roofline; Williams, Waterman and Patterson, 2009, https://doi.org/10.1145/1498765.1498785). This machine's rates are measured; others'
+stand in ``data/hardware.json``, from the makers' data sheets. First used in notebook 00.
 """
 
-import html
 import json
 import time
 from dataclasses import dataclass
 
 from helpers import ROOT, ledger, machine
 from helpers.errors import CourseError
+from helpers.loading.memory import free_caches
 from helpers.models import choose
-from helpers.models.catalogue import FORMATS, LLAMA_2, STEPS, GroupedShape
+from helpers.models.catalogue import FORMATS, LLAMA_2, STEPS, Shape
 from helpers.timing import seconds
 
 LARGEST = 2**29  # bytes of the buffer: more than a large server's cache, and filled in a quarter of a second
@@ -31,12 +30,11 @@ class EstimateError(CourseError, ValueError):
 def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
     """Return the read bandwidth of ``device``'s memory over a working set of ``size`` bytes, in bytes per second.
 
-    The fastest of repeated reads by a few real kernels of torch (sums, matrix-vector products), each of which reads every byte once, as
-    decoding reads the weights: what no model's kernels should beat. Best of several, after a warm-up, is the rule of STREAM (McCalpin,
-    1995, https://www.cs.virginia.edu/stream/); unlike STREAM, nothing is written. A ``size`` that fits into a cache gives the cache's
-    bandwidth: a small model is read from there as well. size: kept between 1 MiB and 512 MiB, and below a quarter of the free memory.
-    On a CPU, all threads and one thread are both tried, because on a busy machine threads wait for each other. Raises DeviceError if
-    there is no such device. device: as for machine.get_device. First used in notebook 07.
+    The fastest of repeated reads by a few real kernels of torch, each of which reads every byte once, as decoding reads the weights. Best of
+    several, after a warm-up, is the rule of STREAM (McCalpin, 1995, https://www.cs.virginia.edu/stream/). A ``size`` that fits into a cache
+    gives the cache's bandwidth: a small model is read from there as well; it is kept between 1 MiB and 512 MiB, and below a quarter of the
+    free memory. On a CPU, one thread is tried too: on a busy machine threads wait for each other. device: as for machine.get_device, and
+    raises what that raises. First used in notebook 07.
     """
     import torch
 
@@ -51,15 +49,14 @@ def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
     finally:
         torch.set_num_threads(threads)
         del buffer
-        _give_back(device)
+        free_caches()
 
 
 def flops(device=None, dtype=None, clock=time.perf_counter):
     """Return the floating-point operations per second of matrix products in ``dtype`` on ``device``: the roof of a roofline.
 
-    Best of several products of two square matrices, 2 x n^3 operations each (Williams, Waterman and Patterson, 2009, "Roofline",
-    https://doi.org/10.1145/1498765.1498785). dtype: a torch.dtype, by default bfloat16. Raises DeviceError if there is no such device.
-    First used in notebook 07.
+    Best of several products of two square matrices, 2 x n^3 operations each. dtype: a torch.dtype, by default bfloat16. Raises DeviceError if
+    there is no such device. First used in notebook 07.
     """
     import torch
 
@@ -69,7 +66,7 @@ def flops(device=None, dtype=None, clock=time.perf_counter):
         a, b = (torch.ones(side, side, device=device, dtype=dtype or torch.bfloat16) for _ in range(2))
         rates.append(_fastest([lambda a=a, b=b: a @ b], 2 * side**3, device, clock, threads, BUDGET / 2))
     del a, b
-    _give_back(device)
+    free_caches()
     return max(rates)
 
 
@@ -114,22 +111,14 @@ def _fastest(kernels, work, device, clock, threads, budget):
             return work / best
 
 
-def _give_back(device):
-    """Let the GPU's driver have the memory again that torch keeps for later, so that a model can be loaded into it."""
-    import torch
-
-    if device != "cpu":
-        torch.cuda.empty_cache()
-
-
 def models():
-    """Return {name: Shape} of the models that the calculator knows: Llama-2's and those of ``data/published_speed.json``. First used in notebook 07."""
+    """Return {name: Shape} of the models that the calculator knows: Llama-2's and those of ``data/published_speed.json``. First used in notebook 00."""
     others = json.loads(PUBLISHED.read_text(encoding="utf-8"))["models"]
-    return {f"Llama-2 {name}": shape for name, shape in LLAMA_2.items()} | {name: GroupedShape(**sizes) for name, sizes in others.items()}
+    return {f"Llama-2 {name}": shape for name, shape in LLAMA_2.items()} | {name: Shape(**sizes) for name, sizes in others.items()}
 
 
 def machines():
-    """Return {name: machine}; a machine is a dict: name, memory in GB, bandwidth in GB/s, tflops and capability or None, source. First used in notebook 07."""
+    """Return {name: machine}; a machine is a dict: name, memory in GB, bandwidth in GB/s, tflops and capability or None, source. First used in notebook 00."""
     return {machine["name"]: machine for machine in json.loads(HARDWARE.read_text(encoding="utf-8"))["machines"]}
 
 
@@ -143,24 +132,6 @@ def this_machine(device=None):
     return {"name": machine.device_name(device), "device": device, "memory": memory / 1e9} | rates
 
 
-def floor_table(model):
-    """Return for each machine the most tokens a second it could decode of Llama-2 ``model`` ("7B", "13B"), batch 1 (pandas.DataFrame).
-
-    Bandwidth / bytes that one token must read (Shape.read_bytes); NaN where the weights do not fit. A bound, not a measurement: kernels
-    stay below it.
-    """
-    import pandas as pd
-
-    shape, lines = LLAMA_2[model], {}
-    for each in machines().values():
-        line = {"memory": f"{each['memory']} GB", "bandwidth": f"{each['bandwidth']:,} GB/s"}
-        for format in ("bf16", "int8", "gptq"):  # the article's
-            fits = shape.weight_bytes(format) <= each["memory"] * 1e9
-            line[f"{FORMATS[format]}, tokens/s"] = round(each["bandwidth"] * 1e9 / shape.read_bytes(format), 1) if fits else float("nan")
-        lines[each["name"]] = line
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("machine")
-
-
 def operations(shape, context=0):
     """Floating-point operations of one token: 2 for each weight of the linear layers and the head, and the attention over ``context``."""
     return 2 * (shape.linear_parameters + shape.vocab_size * shape.hidden_size) + 4 * shape.num_hidden_layers * shape.hidden_size * context
@@ -172,17 +143,11 @@ def step_bytes(shape, format, context, batch=1, group_size=128):
     return shape.weight_bytes(format, group_size) - embedding + batch * context * shape.kv_bytes_per_token
 
 
-def crossover(shape, format):
-    """Tokens of context (all sequences together) from which on the KV cache is as many bytes to read as the weights. First used in notebook 07."""
-    return shape.read_bytes(format) / shape.kv_bytes_per_token
-
-
 def with_floor(rows, device=None, speeds=()):
     """Return ``rows`` with the floor of a token: bandwidth_bytes_per_s, and floor_tpot_s, the seconds that reading its bytes takes at that.
 
     The bytes are the row's floor_bytes (weights and KV cache), without that key its read_bytes (the weights alone). The bandwidth of
-    ``device`` is measured now, over as many bytes as the weights are: a small model is read from the cache. What can be read from a larger
-    set of bytes can be read from a smaller one too, so the best of those counts. speeds: [(bytes, bytes a second)] measured before.
+    ``device`` is measured now, over as many bytes; that of a larger set counts for a smaller one too. speeds: [(bytes, bytes a second)] known before.
     """
     speeds = [*speeds, *((size, bandwidth(device, size)) for size in {row["read_bytes"] for row in rows})]
     found = []
@@ -223,21 +188,17 @@ def steps(tier, **options):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the calculator found. weights, cache, needed, memory: bytes. floor, expected: seconds a step, in which each sequence gets a token."""
+    """What the calculator found. cache, needed, memory: bytes. floor, expected: seconds a step, in which each sequence gets a token. text: all of it."""
 
-    machine: str
-    format: str
-    context: int
     batch: int
-    weights: int
     cache: int
     needed: float
     memory: float
     fits: str
     floor: float
     bound: str
-    efficiency: float | None = None
-    expected: float | None = None
+    expected: float | None
+    text: str
 
     @property
     def floor_tokens_per_s(self):
@@ -245,19 +206,7 @@ class Estimate:
         return self.batch / self.floor
 
     def __str__(self):
-        weights, cache, needed, memory = (size / 1e9 for size in (self.weights, self.cache, self.needed, self.memory))
-        lines = [
-            f"{self.machine}, {FORMATS[self.format]}, context {self.context:,}, batch {self.batch}",
-            f"{self.fits}: {weights:.2f} GB of weights + {cache:.2f} GB of KV cache + {needed - weights - cache:.1f} GB for the rest (estimate) "
-            f"= {needed:.1f} of {memory:.1f} GB",
-            f"at best   {seconds(self.floor)} a step, {self.floor_tokens_per_s:,.1f} tokens a second; {self.bound} takes longest",
-        ]
-        if self.expected:
-            rate = f"{self.batch / self.expected:,.1f} tokens a second, if it reaches {100 * self.efficiency:.3g} % of that"
-            lines.append(f"expected  {seconds(self.expected)} a step, {rate}")
-        else:
-            lines.append("expected  nothing was measured from which to say it")
-        return "\n".join(lines)
+        return self.text
 
 
 def estimate(shape, format, context, batch, machine, efficiency=None, group_size=128):
@@ -276,73 +225,30 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     reading = step_bytes(shape, format, context, batch, group_size) / (machine["bandwidth"] * 1e9)
     computing = batch * operations(shape, context) / (machine["tflops"] * 1e12) if machine.get("tflops") else 0
     needed, floor = weights + cache + machine.get("cards", 1) * choose.beside_weights(shape, format), max(reading, computing)
-    return Estimate(
-        machine["name"],
-        format,
-        context,
-        batch,
-        weights,
-        cache,
-        needed,
-        machine["memory"] * 1e9,
-        choose.verdict(needed, machine["memory"] * 1e9),
-        floor,
-        "reading" if reading >= computing else "computing",
-        efficiency,
-        floor / efficiency if efficiency else None,
+    memory, bound = machine["memory"] * 1e9, "reading" if reading >= computing else "computing"
+    fits, expected, words = choose.verdict(needed, memory), None, "nothing was measured from which to say it"
+    if efficiency:
+        expected = floor / efficiency
+        words = f"{seconds(expected)} a step, {batch / expected:,.1f} tokens a second, if it reaches {100 * efficiency:.3g} % of that"
+    text = (
+        f"{machine['name']}, {FORMATS[format]}, context {context:,}, batch {batch}\n"
+        f"{fits}: {weights / 1e9:.2f} GB of weights + {cache / 1e9:.2f} GB of KV cache + {(needed - weights - cache) / 1e9:.1f} GB for the rest (estimate) "
+        f"= {needed / 1e9:.1f} of {memory / 1e9:.1f} GB\n"
+        f"at best   {seconds(floor)} a step, {batch / floor:,.1f} tokens a second; {bound} takes longest\n"
+        f"expected  {words}"
     )
+    return Estimate(batch, cache, needed, memory, fits, floor, bound, expected, text)
 
 
-def efficiencies(rows, with_recorded=False):
-    """Return {format: (share, row)}: floor / measured TPOT of the best matching of ``rows`` for each format; formats without one are absent.
+def efficiencies(rows):
+    """Return {format: (share, row)}: floor / measured TPOT of the best matching of ``rows`` and of the recorded runs' for each format that has one.
 
     Only full-size shapes count (not the embedded models), batch 1, and steps as they are usually run; of these the largest model, the
-    reader's own before a recorded one, the newest. with_recorded: whether the recorded runs' rows count too. First used in notebook 07.
+    reader's own before a recorded one, the newest. First used in notebook 07.
     """
-    found, rows = {}, [*rows, *(ledger.recorded_rows() if with_recorded else ())]
-    for row in sorted(rows, key=lambda r: (r["parameters"], "recorded" not in r, r["date"])):
+    found = {}
+    for row in sorted([*rows, *ledger.recorded_rows()], key=lambda r: (r["parameters"], "recorded" not in r, r["date"])):
         usual = row.get("variant", "") in LIKE_STEPS and row.get("batch", 1) == 1
         if row["tier"] != "embedded" and usual and row.get("floor_tpot_s") and row.get("tpot_s"):
             found[row["format"]] = (row["floor_tpot_s"] / row["tpot_s"], row)
     return found
-
-
-def where(row):
-    """Say which run ``row`` is from. First used in notebook 07."""
-    who = f"recorded run {row['recorded']}" if "recorded" in row else "measured here"
-    return f"{row['title']}, {row['tier']}, {row['device']}, {who}, {row['date'][:10]}"
-
-
-def calculator(efficiency=None, machine=None):
-    """Return the calculator, an ipywidgets.VBox (ipywidgets 7 and 8): five controls, and the result below them as text.
-
-    efficiency: what ``efficiencies`` returned, or None. machine: one that is added to those of ``machines``, e.g. this one.
-    The last child is the result (ipywidgets.HTML); a value that makes no sense is answered there with one sentence. First used in notebook 07.
-    """
-    import ipywidgets
-
-    shapes, known = models(), ({machine["name"]: machine} if machine else {}) | machines()
-    layout = {"style": {"description_width": "6em"}, "layout": {"width": "36em"}}
-    controls = {
-        "shape": ipywidgets.Dropdown(options=list(shapes), description="model", **layout),
-        "format": ipywidgets.Dropdown(options=[(name, key) for key, name in FORMATS.items()], value="gptq", description="format", **layout),
-        "context": ipywidgets.IntText(value=512, description="context", **layout),
-        "batch": ipywidgets.IntText(value=1, description="batch", **layout),
-        "machine": ipywidgets.Dropdown(options=list(known), value="NVIDIA T4 (free Colab, Kaggle)", description="machine", **layout),
-    }
-    result = ipywidgets.HTML()
-
-    def show(_=None):
-        chosen = {name: control.value for name, control in controls.items()}
-        share, row = (efficiency or {}).get(chosen["format"], (None, None))
-        chosen |= {"shape": shapes[chosen["shape"]], "machine": known[chosen["machine"]]}
-        try:
-            text = str(estimate(**chosen, efficiency=share)) + (f"\nfrom      {where(row)}" if row else "")
-        except CourseError as error:
-            text = str(error)
-        result.value = f"<pre>{html.escape(text)}</pre>"
-
-    for control in controls.values():
-        control.observe(show, names="value")
-    show()
-    return ipywidgets.VBox([*controls.values(), result])

@@ -20,6 +20,10 @@ from pathlib import Path
 
 from helpers.errors import DeviceError, NotEnoughMemoryError
 
+try:
+    from resource import RUSAGE_SELF, getrusage  # finer than os.times, which counts in hundredths
+except ImportError:  # Windows
+    getrusage = None
 OLDEST_CAPABILITY = (7, 5)  # Turing (T4, RTX 20): today's torch has no kernels for older GPUs, e.g. Kaggle's P100 (6.0)
 NATIVE_BF16 = (8, 0)  # Ampere: NVIDIA, CUDA C++ Programming Guide, table of arithmetic by compute capability
 
@@ -71,12 +75,10 @@ def gpus():
         return []
     found = []
     for line in done.stdout.splitlines() if done.returncode == 0 else []:
-        try:
+        with contextlib.suppress(ValueError):  # "[N/A]" and the like: a driver too old to say
             index, name, capability, total, free = (part.strip() for part in line.split(","))
             major, minor = map(int, capability.split("."))
             found.append(Gpu(int(index), name, (major, minor), int(total) * 2**20, int(free) * 2**20))
-        except ValueError:  # "[N/A]" and the like: a driver too old to say
-            continue
     visible = _hidden.get("before", os.environ.get("CUDA_VISIBLE_DEVICES"))
     chosen = None if visible is None else [part.strip() for part in visible.split(",") if part.strip()]
     if chosen is not None and all(part.isdigit() for part in chosen):  # identifiers of another kind are left to CUDA
@@ -110,13 +112,11 @@ def host_memory():
 
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
-    try:  # Linux's cgroup v2; "max" means no limit
+    with contextlib.suppress(OSError, ValueError, KeyError):  # Linux's cgroup v2; "max" means no limit
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         parts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
         used -= int(parts["inactive_file"])  # cached files, which the system gives up when programs need the memory
         total, free = min(total, limit), min(free, limit - used)
-    except (OSError, ValueError, KeyError):
-        pass
     return total, free
 
 
@@ -147,9 +147,8 @@ def variable(name, value, when=True):
 @contextlib.contextmanager
 def waiting(what, patience=2):
     """Show, from ``patience`` seconds on, that silent work goes on: ``what`` with the time that has passed, in a line of its own."""
-    done = threading.Event()
 
-    def show():
+    def show(done):
         if done.wait(patience):
             return
         from tqdm.auto import tqdm
@@ -158,13 +157,21 @@ def waiting(what, patience=2):
             while not done.wait(1):
                 line.refresh()
 
-    watcher = threading.Thread(target=show, daemon=True)
-    watcher.start()
+    with _beside(show):
+        yield
+
+
+@contextlib.contextmanager
+def _beside(function):
+    """Call ``function`` with a threading.Event in a thread; the event is set when the block ends."""
+    done = threading.Event()
+    thread = threading.Thread(target=function, args=(done,), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        watcher.join()
+        thread.join()
 
 
 def disk(folder):
@@ -219,14 +226,11 @@ def device_name(device=None):
     device = get_device(device)
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    name = platform.processor()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:
-            name = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    threads = torch.get_num_threads()
-    return f"CPU ({name or platform.machine()}, {threads} thread{'s' * (threads != 1)})"
+    name, threads = platform.processor() or platform.machine(), torch.get_num_threads()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"CPU ({name}, {threads} thread{'s' * (threads != 1)})"
 
 
 def in_use(device):
@@ -240,10 +244,7 @@ def in_use(device):
 
 
 def peak(device, function):
-    """Call ``function`` and return the most bytes that were in use on ``device`` meanwhile, as ``in_use`` counts them.
-
-    On the host a thread reads the resident set every two milliseconds, which slows what runs beside it: never time the same call.
-    """
+    """Call ``function`` and return the most bytes ``in_use`` on ``device`` meanwhile. On the host this slows the call: never time the same one."""
     import torch
 
     if device.startswith("cuda"):
@@ -252,20 +253,15 @@ def peak(device, function):
             torch.cuda.reset_peak_memory_stats(gpu)
         function()
         return sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus)
-    highest, done = in_use(device), threading.Event()
+    highest = in_use(device)
 
-    def watch():
+    def watch(done):
         nonlocal highest
         while not done.wait(0.002):
             highest = max(highest, in_use(device))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with _beside(watch):
         function()
-    finally:
-        done.set()
-        watcher.join()
     return max(highest, in_use(device))
 
 
@@ -279,10 +275,7 @@ def free_memory(device):
 
 
 def out_of_memory(error, device, doing, report=""):
-    """Return the NotEnoughMemoryError that says what ``error`` means, if a device or the host ran out of memory; else None.
-
-    report: what a library wrote into its log instead of the error.
-    """
+    """Return the NotEnoughMemoryError for ``error`` if memory ran out, else None. report: what a library wrote into its log instead of it."""
     said = f"{error}\n{report}"
     signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
     if not isinstance(error, MemoryError) and not any(sign in said for sign in signs):
@@ -307,22 +300,13 @@ def busy_cores():
 
 def cpu_times():
     """(user, sys) seconds of this process over all its threads."""
-    try:
-        from resource import RUSAGE_SELF, getrusage  # finer than os.times, which counts in hundredths
-
-        usage = getrusage(RUSAGE_SELF)
-        return usage.ru_utime, usage.ru_stime
-    except ImportError:  # Windows
-        return os.times()[:2]
+    return (getrusage(RUSAGE_SELF) if getrusage else os.times())[:2]
 
 
 def peak_rss():
     """Highest resident set of this process so far, in bytes."""
-    try:
-        from resource import RUSAGE_SELF, getrusage
-
+    if getrusage:
         return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    except ImportError:  # Windows
-        import psutil
+    import psutil
 
-        return psutil.Process().memory_info().peak_wset
+    return psutil.Process().memory_info().peak_wset

@@ -27,21 +27,17 @@ def call(function, job, name="", python=sys.executable, variables=None, timeout=
     CourseError that the function raises, or ProcessError if the process dies or gives no answer within ``timeout`` seconds.
     """
     name, program = name or function, f"from helpers import process; process.reply({function!r})"
-    process = subprocess.Popen(
-        [python, "-c", program, json.dumps(job)], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
-        try:
-            out, said = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise ProcessError(f"{name} gave no answer within {timeout:.0f} s and was stopped: run the cell again when the machine is quiet.") from None
-        except BaseException:
-            process.kill()
-            raise
-    line = next((line.removeprefix(MARK) for line in out.splitlines() if line.startswith(MARK)), None)
+    options = {"cwd": ROOT, "env": variables, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": timeout}
+    try:
+        done = subprocess.run([python, "-c", program, json.dumps(job)], **options)
+    except subprocess.TimeoutExpired:
+        raise ProcessError(f"{name} gave no answer within {timeout:.0f} s and was stopped: run the cell again when the machine is quiet.") from None
+    line = next((line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)), None)
+    if line is None and done.returncode == -9:  # SIGKILL, which Windows does not have
+        raise ProcessError(f"{name} was killed, most likely because the memory ran out: close other notebooks and run the cell again.")
     if line is None:
-        raise ProcessError(_why(name, process.returncode, said))
+        end = f"died of signal {-done.returncode}" if done.returncode < 0 else f"ended with status {done.returncode}"
+        raise ProcessError(f"{name} {end} and gave no answer: {(done.stderr.strip() or 'it said nothing').splitlines()[-1]}")
     try:
         found = json.loads(line)
     except ValueError:
@@ -62,11 +58,3 @@ def reply(function):
         except Exception as error:  # a compiler that is missing, a kernel that refuses
             found = {"problem": "", "sentence": f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"}
     print(f"{MARK}{json.dumps(found, allow_nan=False)}", flush=True)
-
-
-def _why(name, status, said):
-    """A sentence: why the process gave no answer. status: as subprocess gives it; said: its standard error."""
-    if status == -9:  # SIGKILL, which Windows does not have
-        return f"{name} was killed, most likely because the memory ran out: close other notebooks and run the cell again."
-    end = f"died of signal {-status}" if status < 0 else f"ended with status {status}"
-    return f"{name} {end} and gave no answer: {(said.strip() or 'it said nothing').splitlines()[-1]}"

@@ -32,25 +32,19 @@ def prepare(requirements=ROOT / "requirements.txt"):
 
     Raises PackagesError, before anything is fetched, if what is there cannot work.
     """
-    wanted = pins(requirements)
-    check(wanted)
     use_roomy_cache()
     machine.hide_unusable()
-    _add(wanted)
+    _add(pins(requirements))
 
 
 def add(*tools):
-    """Add what a notebook needs beside the course's own packages, from ``requirements/NAME.txt`` for each of ``tools``; print what was done.
-
-    Raises PackagesError as ``prepare`` does.
-    """
-    wanted = {name: pinned for tool in tools for name, pinned in pins(ROOT / "requirements" / f"{tool}.txt").items()}
-    check(wanted)
-    _add(wanted)
+    """Add what a notebook needs beside the course's packages, from ``requirements/NAME.txt`` for each of ``tools``, as ``prepare`` does."""
+    _add({name: pinned for tool in tools for name, pinned in pins(ROOT / "requirements" / f"{tool}.txt").items()})
 
 
 def _add(wanted):
     """Install those of ``wanted`` ({name: version}) that this Python lacks in any version; all others stay as they are."""
+    check(wanted)
     started = time.perf_counter()
     missing = [name for name in wanted if installed(name) is None]
     if not missing:
@@ -58,7 +52,10 @@ def _add(wanted):
         return
     if {"torch", "transformers"} & set(missing):
         print("This Python lacks PyTorch or transformers: installing the whole course takes some minutes and 2 to 6 GB of disk.", flush=True)
-        with_constraints(wanted, missing)
+        with TemporaryDirectory() as folder:  # what they depend on comes too, while every package that is installed keeps its version
+            frozen = Path(folder) / "constraints.txt"
+            frozen.write_text("".join(f"{d.metadata['Name']}=={d.version}\n" for d in distributions()), encoding="utf-8")
+            pip("--constraint", str(frozen), *(f"{name}=={wanted[name]}" for name in missing))
     else:
         print(f"Set-up: adding {', '.join(missing)}.", flush=True)
         pip("--no-deps", *(f"{name}=={wanted[name]}" for name in missing))
@@ -97,14 +94,6 @@ def check(names):
                 f"{name} {there} is too old, the course needs {OLDEST[name]} or newer: in Colab choose Runtime > Disconnect and delete"
                 f" runtime, in Kaggle the latest environment, elsewhere pip install --upgrade {name}; then restart the kernel."
             )
-
-
-def with_constraints(wanted, missing):
-    """Install ``missing`` with what they depend on, while every package that is installed keeps its version."""
-    with TemporaryDirectory() as folder:
-        frozen = Path(folder) / "constraints.txt"
-        frozen.write_text("".join(f"{d.metadata['Name']}=={d.version}\n" for d in distributions()), encoding="utf-8")
-        pip("--constraint", str(frozen), *(f"{name}=={wanted[name]}" for name in missing))
 
 
 def pip(*arguments):

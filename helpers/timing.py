@@ -1,11 +1,10 @@
-"""How long did ``generate`` take, and where did the time go?
+"""How long did ``generate`` take, where did the time go, and how is it said?
 
-Greedy decoding, exactly ``new_tokens`` new tokens, batch 1 unless said otherwise. TTFT, TPOT and decode rate are defined as vLLM's and
-transformers' own benchmarks define them (https://docs.vllm.ai, https://huggingface.co/docs/transformers). The
-prompt and its number of new tokens are the article's. Beside it: times said in words, and one decode step taken apart by torch.profiler.
-First used in notebook 01.
+Greedy decoding, exactly ``new_tokens`` new tokens, batch 1 unless said otherwise; prompt and number are the article's. TTFT, TPOT and decode
+rate as vLLM's and transformers' own benchmarks define them (https://docs.vllm.ai, https://huggingface.co/docs/transformers). First used in notebook 01.
 """
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -109,8 +108,7 @@ def iqr(values):
 def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
     """Return the prompt's token ids, shape (1, prompt tokens), on the model's device. Ids, shape (batch, tokens), stay as they are.
 
-    Raises PromptError if the prompt is empty or does not fit into the context with the new tokens, TokenCountError if
-    ``new_tokens`` is not a positive whole number.
+    Raises PromptError if it is empty or with the new tokens too long for the context, TokenCountError unless these are a whole number, 1 or more.
     """
     if not isinstance(new_tokens, int) or isinstance(new_tokens, bool) or new_tokens < 1:
         raise TokenCountError(f"new_tokens is {new_tokens!r}: ask for a whole number of tokens, 1 or more.")
@@ -195,9 +193,8 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
 def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, warmups=WARMUPS, repeats=REPEATS, **options):
     """Measure ``generate`` and return a Timing: one cold call, ``warmups`` calls that are thrown away, ``repeats`` warm calls.
 
-    prompt, options: as for ``generate_once``.
-    cold: what ``generate_once`` returned for the first call after loading; without it, the first call made here counts as cold.
-    Memory peaks are those since the cold call (GPU) and of the process so far (host); reading them costs no time in between.
+    prompt, options: as for ``generate_once``. cold: what that returned for the first call after loading; without it, the first call here
+    counts as cold. Memory peaks are those since the cold call (GPU) and of the process so far (host).
     """
     import torch
     from tqdm.auto import trange
@@ -206,8 +203,7 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         raise TokenCountError(f"warmups is {warmups} and repeats is {repeats}: both must be 0 or more.")
     cold, ids = cold or generate_once(model, tokenizer, prompt, new_tokens, **options)
     inputs = tokenise(model, tokenizer, prompt, new_tokens)
-    on_gpu = model.device.type == "cuda"
-    gpus = range(torch.cuda.device_count()) if on_gpu else ()
+    gpus = range(torch.cuda.device_count()) if model.device.type == "cuda" else ()
     for gpu in gpus:
         torch.cuda.reset_peak_memory_stats(gpu)
     calls = [generate_once(model, tokenizer, prompt, new_tokens, **options)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
@@ -220,18 +216,14 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         new_tokens=new_tokens,
         text=tokenizer.decode(ids, skip_special_tokens=True),
         token_ids=ids,
-        peak_gpu_allocated=sum(map(torch.cuda.max_memory_allocated, gpus)) if on_gpu else None,
-        peak_gpu_reserved=sum(map(torch.cuda.max_memory_reserved, gpus)) if on_gpu else None,
+        peak_gpu_allocated=sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None,
+        peak_gpu_reserved=sum(map(torch.cuda.max_memory_reserved, gpus)) if gpus else None,
         peak_rss=machine.peak_rss(),
     )
 
 
 class _FirstToken:
-    """A logits processor that notes when the first token's logits are there.
-
-    A class, because transformers inspects the signature of each processor for each token: with a function that takes 0.4 ms, with a
-    method nothing that can be measured.
-    """
+    """A logits processor that notes when the first token's logits are there; a class, because transformers inspects a function for 0.4 ms a token."""
 
     def __init__(self, synchronise):
         self.synchronise, self.time = synchronise, None
@@ -256,24 +248,19 @@ def seconds(value):
 
 def explain(call):
     """Say in words what user, sys, total and wall of ``call`` mean: who worked, and who waited."""
-    ratio = call.cpu_total / call.wall
-    lines = [
-        f"The clock on the wall ran for {seconds(call.wall)}; the processor worked {seconds(call.cpu_total)} for this notebook:",
-        f"{seconds(call.user)} in the program and its libraries (user), {seconds(call.sys)} in the operating system (sys).",
-    ]
+    ratio, waited = call.cpu_total / call.wall, seconds(call.wall - call.cpu_total)
+    meaning = (
+        "about 1, as much work as one core does in that time. (While it waits for a GPU, the driver may keep a core busy, so waiting can hide in this number.)"
+    )
     if ratio > 1.1:
-        lines.append(f"CPU total / wall = {ratio:.2f}: more than 1, so several threads worked at the same time.")
+        meaning = "more than 1, so several threads worked at the same time."
     elif ratio < 0.9:
-        lines.append(
-            f"CPU total / wall = {ratio:.2f}: below 1, so for at least {seconds(call.wall - call.cpu_total)} nothing here worked:"
-            " it waited for a GPU, a disk, or a processor that others used."
-        )
-    else:
-        lines.append(
-            f"CPU total / wall = {ratio:.2f}: about 1, as much work as one core does in that time."
-            " (While it waits for a GPU, the driver may keep a core busy, so waiting can hide in this number.)"
-        )
-    return "\n".join(lines)
+        meaning = f"below 1, so for at least {waited} nothing here worked: it waited for a GPU, a disk, or a processor that others used."
+    return (
+        f"The clock on the wall ran for {seconds(call.wall)}; the processor worked {seconds(call.cpu_total)} for this notebook:\n"
+        f"{seconds(call.user)} in the program and its libraries (user), {seconds(call.sys)} in the operating system (sys).\n"
+        f"CPU total / wall = {ratio:.2f}: {meaning}"
+    )
 
 
 def score(prediction, call):
@@ -309,10 +296,10 @@ PROFILED, UNPROFILED = 7, 3  # decode steps, and those before them that warm up
 def decode_step(model, ids):
     """Return {kind: seconds} of one decode step of ``model`` after the prompt ``ids``, shape (1, tokens): for each of KINDS the median of PROFILED steps.
 
-    Each operation counts without the ones that it calls. On a GPU its time is that of its kernels; "Python and launching" is the rest of the
-    step's wall time, in which the device has nothing to do. An operation inside of a quantisation library's counts as "quantise and
-    dequantise", unless it is a product or a copy itself; products that dequantise in the same kernel (NF4, GPTQ) are products. The profiler
-    itself makes each step slower, Python most of all: read shares, not times. (https://docs.pytorch.org/docs/stable/profiler.html)
+    Each operation counts without the ones that it calls, on a GPU with its kernels' time; "Python and launching" is the rest of the wall time.
+    What a quantisation library calls is "quantise and dequantise", unless it is a product or a copy itself; products that dequantise in the
+    same kernel (NF4, GPTQ) are products. The profiler makes each step slower, Python most of all: read shares, not times.
+    (https://docs.pytorch.org/docs/stable/profiler.html)
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -322,18 +309,16 @@ def decode_step(model, ids):
     found = []
     with torch.no_grad():
         output = model(ids, use_cache=True)
-        cache = output.past_key_values
         for number in range(UNPROFILED + PROFILED):
             token = output.logits[:, -1:].argmax(-1)
-            if number < UNPROFILED:
-                output = model(token, past_key_values=cache, use_cache=True)
-                continue
-            with profile(activities=activities) as profiler:
+            with profile(activities=activities) if number >= UNPROFILED else contextlib.nullcontext() as profiler:
                 start = time.perf_counter()
-                output = model(token, past_key_values=cache, use_cache=True)
+                output = model(token, past_key_values=output.past_key_values, use_cache=True)
                 if on_gpu:
                     torch.cuda.synchronize()
                 wall = time.perf_counter() - start
+            if number < UNPROFILED:
+                continue
             sums = dict.fromkeys(KINDS, 0.0)
             for event in profiler.events():
                 if event.device_type == torch.autograd.DeviceType.CPU:
@@ -345,21 +330,21 @@ def decode_step(model, ids):
 
 def _kind(event):
     """The kind that ``event`` belongs to, by its own name, else by the names of the operations that called it."""
-    if _named(event, PRODUCTS):
+
+    def named(*names):
+        return any(name in event.name for name in names)
+
+    if named(*PRODUCTS):
         return "matrix products"
-    if "scaled_dot_product" in event.name or "flash" in event.name:
+    if named("scaled_dot_product", "flash"):
         return "attention"
-    if _named(event, COPIES):
+    if named(*COPIES):
         return "conversion and copies"
     while event is not None:
-        if _named(event, QUANTISATION):
+        if named(*QUANTISATION):
             return "quantise and dequantise"
         event = event.cpu_parent
     return "other operations"
-
-
-def _named(event, names):
-    return any(name in event.name for name in names)
 
 
 def mark(tokenizer, ids, reference):

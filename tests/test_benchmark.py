@@ -14,10 +14,11 @@ import pytest
 
 from helpers import ROOT, benchmark, ledger, limits, machine, process, timing
 from helpers.article import breakdown
-from helpers.benchmark import __main__, job
+from helpers.benchmark import job
 from helpers.errors import CheckpointError, CourseError, UnknownStepError
 from helpers.models import catalogue, choose
 from helpers.timing import PROMPT
+from tools import benchmark as command
 
 QUICK = {"repeats": 2, "warmups": 1, "tier": "embedded"}
 OTHER_TOOL = [
@@ -152,9 +153,9 @@ def test_senseless_requests(wrong):
 def test_unknown_step_and_words_for_numbers(capsys):
     with pytest.raises(UnknownStepError, match="this course adds"):
         benchmark.run(("int3",), tier="embedded")
-    assert __main__.main(["2", "--prompt-tokens", "many"]) == 2 and "whole numbers" in capsys.readouterr().err
-    assert __main__.main(["int3"]) == 2 and "no step 'int3'" in capsys.readouterr().err
-    assert __main__.main(["2", "--tier", "embedded", "--size", "9B", "--rounds", "1"]) == 1 and "choose one of 1.3B" in capsys.readouterr().out
+    assert command.main(["2", "--prompt-tokens", "many"]) == 2 and "whole numbers" in capsys.readouterr().err
+    assert command.main(["int3"]) == 2 and "no step 'int3'" in capsys.readouterr().err
+    assert command.main(["2", "--tier", "embedded", "--size", "9B", "--rounds", "1"]) == 1 and "choose one of 1.3B" in capsys.readouterr().out
 
 
 def test_a_size_with_random_weights(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from helpers import ROOT
 HOUSE = ROOT / "helpers"
 TABLE = (  # a row may import those above it: "." is the package itself
     ".", "errors", "machine", "process", "setup", "models.catalogue", "models.files", "models.hub", "models.synthetic", "models.choose", "kernels",
-    "loading.memory", "loading", "timing", "ledger", "plots", "limits", "quality", "quantise", "benchmark.job", "benchmark", "benchmark.__main__",
+    "loading.memory", "loading", "timing", "ledger", "plots", "limits", "quality", "quantise", "benchmark.job", "benchmark",
     "engines.timed", "engines.llamacpp", "engines.onnx_models", "engines.old_stack", "engines.clients", "engines.serving", "article", "article.published",
     "article.breakdown", "article.compare", "article.claims",
 )  # fmt: skip
@@ -93,12 +93,11 @@ def test_few_names_and_none_too_long():
 
 
 def test_no_module_is_used_by_nothing():
-    used = {"benchmark.__main__"}.union(*(code(path.name[:2])[1] for path in NOTEBOOKS))
-    used |= set().union(*map(needs, PATHS))
+    used = set().union(*(code(path.name[:2])[1] for path in NOTEBOOKS), *map(needs, PATHS))
     assert set(TABLE) - used - {"."} == set()
 
 
-@pytest.mark.parametrize("module", [name for name in TABLE if name not in (".", "benchmark.__main__")])
+@pytest.mark.parametrize("module", [name for name in TABLE if name != "."])
 def test_first_used_where_it_says(module):
     """The notebook imports the module, or one that imports it; and no earlier notebook imports it itself."""
     said = re.search(r"First\s+used\s+in\s+notebook\s+(\d\d)", ast.get_docstring(ast.parse(PATHS[module].read_text(encoding="utf-8"))) or "")
@@ -131,7 +130,7 @@ def test_a_notebook_imports_at_most_six_names(path):
 
 def test_helpers_import_without_torch():
     """All of them, one after the other, in a process of its own."""
-    modules = [f"helpers.{module}" for module in TABLE if module not in (".", "benchmark.__main__")]
+    modules = [f"helpers.{module}" for module in TABLE if module != "."]
     program = f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr[-500:]

@@ -49,7 +49,7 @@ print(json.dumps(found))
 FETCH = """
 import json, sys
 from huggingface_hub import constants
-from helpers.models import catalogue, choose, hub
+from helpers.models import catalogue, choose, files, hub
 from helpers.errors import CourseError
 
 constants.DOWNLOAD_CHUNK_SIZE = 2**16  # what comes in pieces of 10 MB is written in smaller ones: the shards here are small
@@ -57,7 +57,7 @@ revision = sys.argv[1] if len(sys.argv) > 1 else "main"
 try:
     step = choose.get_step(2, tier="hub", revision=revision)
     hub.fetch(step)
-    found = {"checkpoint": step.checkpoint, "note": step.note, "complete": hub.cached(step.checkpoint, step.revision, "bf16")}
+    found = {"checkpoint": step.checkpoint, "note": step.note, "complete": files.check_folder(step.folder, "bf16") is None}
 except CourseError as error:
     found = {"error": f"{type(error).__name__}: {error}"}
 print(json.dumps(found))
@@ -276,7 +276,7 @@ def test_disk_too_small_is_said_before_the_first_byte(sharded, tmp_path):
 
 def test_disk_that_fills_up_meanwhile(sharded, tmp_path):
     with mounted(tmp_path / "disk", "size=12m") as disk, Hub(sharded) as hub:
-        fill = "from helpers import machine; machine.disk = lambda path: 10**9\n"
+        fill = "from pathlib import Path; from helpers import machine; machine.disk = lambda path: 10**9\n"
         with open(disk / "others", "wb") as others:
             others.write(bytes(7_000_000))
         found = run(fill + FETCH, hub.url, disk)
@@ -311,7 +311,7 @@ def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     with Hub(ARTICLE | twins, token=canary) as hub:
         environment = settings(hub.url, tmp_path / "home", HF_TOKEN=canary, TIER="hub", RESULTS_DIR=str(results), HF_HUB_DOWNLOAD_TIMEOUT="10")
         with open(tmp_path / "printed.txt", "w") as printed:
-            programs = "tools.run 00 03 04 08 11 12", "helpers.benchmark fp16 --rounds 1 --repeats 1 --warmups 0"
+            programs = "tools.run 00 03 04 08 11 12", "tools.benchmark fp16 --rounds 1 --repeats 1 --warmups 0"
             line = " && ".join(f"{sys.executable} -m {program}" for program in programs)
             process = subprocess.Popen(line, shell=True, env=environment, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
             while process.poll() is None:

@@ -5,7 +5,7 @@ import time
 from itertools import count
 
 import pytest
-from support.book import functions
+from support.book import cells, functions
 
 from helpers import ledger, limits, timing
 from helpers.article import published
@@ -38,7 +38,7 @@ def test_shapes_with_shared_keys_and_values():
     assert MODELS["Qwen2.5 3B"].parameters == 3_085_938_688 - 92_160
     assert MODELS["Llama 3.1 8B"].kv_bytes_per_token == 32 * 2 * 8 * 128 * 2  # layers, keys and values, heads, size of a head, bytes
     assert MODELS["Qwen2.5 3B"].read_bytes("fp16") == 2 * MODELS["Qwen2.5 3B"].parameters  # a tied table is read as the output head
-    same = catalogue.GroupedShape(4096, 11008, 32, kv_size=4096)  # as many keys as queries: Llama-2 7B itself
+    same = catalogue.Shape(4096, 11008, 32, kv_size=4096)  # as many keys as queries: Llama-2 7B itself
     for format in ("fp16", "int8", "gptq"):
         assert same.weight_bytes(format) == LLAMA_2["7B"].weight_bytes(format) and same.read_bytes(format) == LLAMA_2["7B"].read_bytes(format)
 
@@ -82,9 +82,11 @@ def test_expected_time():
 
 
 def test_where_the_cache_reads_as_much_as_the_weights():
-    assert limits.crossover(MODELS["Llama-2 7B"], "gptq") == pytest.approx(6927, abs=1)  # 3,631,718,400 / 524,288
+    shape = MODELS["Llama-2 7B"]
+    assert shape.read_bytes("gptq") / shape.kv_bytes_per_token == pytest.approx(6927, abs=1)  # 3,631,718,400 / 524,288
     for format in ("fp16", "int8", "nf4", "gptq"):
-        shape, context = MODELS["Llama-2 13B"], round(limits.crossover(MODELS["Llama-2 13B"], format))
+        shape = MODELS["Llama-2 13B"]
+        context = round(shape.read_bytes(format) / shape.kv_bytes_per_token)
         assert limits.step_bytes(shape, format, context) == pytest.approx(2 * shape.read_bytes(format), rel=1e-4)
 
 
@@ -93,12 +95,13 @@ def row(**changes):
     return what | {"parameters": 7, "variant": "", "batch": 1, "tpot_s": 0.5, "floor_tpot_s": 0.1} | changes
 
 
-def test_which_run_gives_the_efficiency():
+def test_which_run_gives_the_efficiency(book, monkeypatch):
+    monkeypatch.setattr(ledger, "recorded_rows", list)
     share, chosen = limits.efficiencies([row(recorded="a"), row(parameters=1, tpot_s=0.2, recorded="a")])["gptq"]
     assert share == pytest.approx(0.2) and chosen["parameters"] == 7  # the largest model, not the most flattering
     own = row(tpot_s=0.25)
     assert limits.efficiencies([own, row(recorded="a")])["gptq"] == (pytest.approx(0.4), own)
-    assert "recorded run a" in limits.where(row(recorded="a")) and "measured here" in limits.where(own)
+    assert "recorded run a" in book["where"](row(recorded="a")) and "measured here" in book["where"](own)
     assert set(limits.efficiencies([row(format="bf16", variant="2", title="1.3B bf16")])) == {"bf16"}  # a benchmark of a size in between
     unfit = [row(tier="embedded"), row(variant="gptq-torch"), row(batch=4), row(floor_tpot_s=None), row(tpot_s=None)]
     assert limits.efficiencies(unfit) == {}
@@ -188,12 +191,16 @@ def test_table_of_machines():
         assert machine["memory"] > 0 and machine["bandwidth"] > 0 and machine["source"] and {"capability", "tflops", "checked"} <= set(machine)
 
 
-def test_calculator_answers_each_change():
-    box = limits.calculator({"gptq": (0.5, row())}, {"name": "this one", "memory": 24, "bandwidth": 20, "tflops": 0.2})
-    model, format, context, batch, machine, result = box.children
+def test_calculator_answers_each_change(book):
+    here = {"name": "this one", "memory": 24, "bandwidth": 20, "tflops": 0.2}
+    names = {"limits": limits, "FORMATS": {"int8": "8-bit", "gptq": "GPTQ"}, "shares": {"gptq": (0.5, row())}, "here": here, "t4": T4}
+    names |= {"where": book["where"]}
+    for cell in cells("07", "cell-calculator"):
+        exec(cell, names)
+    (model, format, context, batch, machine), result = names["controls"].values(), names["result"]
     assert "at best   12.2 ms" in result.value and "24.4 ms" in result.value and "7B GPTQ, synthetic" in result.value
     seen = {result.value}
-    for control, value in ((model, "Llama-2 13B"), (format, "int8"), (context, 4096), (batch, 2), (machine, "this one")):
+    for control, value in ((model, MODELS["Llama-2 13B"]), (format, "int8"), (context, 4096), (batch, 2), (machine, here)):
         control.value = value
         assert result.value not in seen, f"{control.description} changes nothing"
         seen.add(result.value)

@@ -14,6 +14,7 @@ from helpers.plots import comparison_table
 RECORDED = ROOT / "data" / "recorded"
 RUNS = sorted(path.parent for path in RECORDED.glob("*/ledger.jsonl"))
 NOTEBOOKS = [folder for folder in RUNS if (folder / "comparison.md").is_file()]
+COMMANDS = ("python -m helpers.benchmark ", "python -m tools.benchmark ")  # its address before and after it moved
 COLUMNS = ["kernel", "first call", "warm call", "TPOT", "floor", "TPOT / floor"]
 ENGINES = sorted(path.parent for path in RECORDED.glob("*/engines.jsonl"))
 BENCHMARKS = [folder for folder in RUNS if folder not in NOTEBOOKS]
@@ -33,7 +34,7 @@ def test_rows_of_the_benchmark(folder, capsys):
     rows = ledger.read(folder / "ledger.jsonl")
     assert not capsys.readouterr().err and len({(r["tier"], r["device"]) for r in rows}) == 1
     for row in rows:
-        assert limits.refusal(row, rows) == "" and row["command"].startswith("python -m helpers.benchmark ") and row["versions"]["torch"]
+        assert limits.refusal(row, rows) == "" and row["command"].startswith(COMMANDS) and row["versions"]["torch"]
         assert row["busy_cores_before"] < 0.5, "other programs were running"
     with_name = [row for row in ledger.recorded_rows() if row["recorded"] == folder.name]
     assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{benchmark.table(rows).to_string()}\n"

@@ -23,15 +23,11 @@ ROUNDS = 2
 
 @dataclass
 class Run:
-    """What ``run`` returns. rows: ledger rows, oldest first. problems: {job: the sentence that says why it was not measured}.
-
-    busy: the most processor cores that other programs were using when a step began.
-    """
+    """What ``run`` returns. rows: ledger rows, oldest first. problems: {job: the sentence that says why it was not measured}."""
 
     id: str
     rows: list = field(default_factory=list)
     problems: dict = field(default_factory=dict)
-    busy: float = 0.0
 
 
 def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **options):
@@ -55,15 +51,15 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
     jobs = [Job(key, tier, size, round=n, **options) for n, size, key in product(range(1, rounds + 1), sizes, keys)]
     id, rows, unfinished = _begin(jobs, path)
     found, done = Run(id, rows), {row["job"] for row in rows}
-    todo, failed = [job for job in jobs if job.name not in done], set()
+    todo, failed, busiest = [job for job in jobs if job.name not in done], set(), 0.0
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="benchmark") as bar:
         for job in todo:
             bar.set_description(f"{job.key} {job.size}".strip())
             if (job.key, job.size) not in failed:
                 busy = machine.busy_cores()
-                if busy > 0.3 and not found.busy:
+                if busy > 0.3 and not busiest:
                     tqdm.write(f"Other programs keep {busy:.1f} cores busy: figures of a CPU will be far too slow. Close them and measure again.")
-                found.busy = max(found.busy, busy)
+                busiest = max(busiest, busy)
                 new, problem = _in_a_process(job)
                 problem = problem or next(filter(None, (limits.refusal(row, found.rows + new) for row in new)), "")
                 if problem:
@@ -78,10 +74,7 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
 
 
 def _begin(jobs, path):
-    """(id, rows, file) of the run to go on with, if one of the same jobs was interrupted; else a new id and no rows.
-
-    file: stands beside the ledger until the run is finished, and holds its id.
-    """
+    """(id, rows, file with the id, until the run is finished) of the run of the same jobs that was interrupted; else a new id and no rows."""
     about = [{name: setup.installed(name) for name in ledger.PACKAGES}, machine.device_name(jobs[0].device)]
     mark = hashlib.sha256(json.dumps([asdict(job) for job in jobs] + about, default=str).encode()).hexdigest()[:8]
     unfinished = (Path(path).parent if path else setup.results_dir()) / f"benchmark-{mark}.unfinished"
@@ -94,10 +87,7 @@ def _begin(jobs, path):
 
 
 def _in_a_process(job):
-    """(rows, problem) of ``job``, measured in a new process; problem is a sentence, or "".
-
-    Its checkpoint is fetched or written before, in this process, whose progress bars can be seen.
-    """
+    """(rows, problem, a sentence or "") of ``job`` in a new process; its checkpoint is fetched or written before, where progress can be seen."""
     try:
         step = job.step()
         if not step.is_folder:
@@ -120,14 +110,14 @@ def _command(job, keys, rounds):
     options["--prompt-tokens"] = ["article" if n is None else n for n in job.prompt_tokens]
     options |= {name: [value] for name, value in (("--size", job.size), ("--layers", job.layers), ("--device", job.device)) if value}
     words = [str(word) for name, values in options.items() for word in (name, *values)]
-    return shlex.join(["python", "-m", "helpers.benchmark", *map(str, keys), *words])
+    return shlex.join(["python", "-m", "tools.benchmark", *map(str, keys), *words])
 
 
 def pool(rows):
-    """Return {(step's key, title, prompt tokens, batch, whether it is the article's prompt): one dict} of ``rows``, with the warm calls of all rounds together.
+    """Return {(step's key, title, prompt tokens, batch, whether it is the article's prompt): one dict} of ``rows``, rounds pooled.
 
-    Each is its newest row with the first call's figures (wall_s, …) as medians of the rounds, and the warm ones (warm_wall_s, warm_ttft_s,
-    tpot_s, …) as medians of all warm calls; floor_tpot_s is at the best bandwidth of the rounds, over_floor is TPOT / floor.
+    Each is its newest row with the first call's figures as medians of the rounds, and the warm ones as medians of all warm calls;
+    floor_tpot_s is at the best bandwidth of the rounds, over_floor is TPOT / floor.
     """
     groups = {}
     for row in rows:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import re
-import sys
 import traceback
 import weakref
 from pathlib import Path
@@ -13,7 +12,7 @@ from helpers import kernels, machine
 from helpers.errors import CheckpointError, DeviceError, KernelError, NotEnoughMemoryError
 from helpers.loading.memory import forget, free_caches, giving_back, holders
 from helpers.machine import quiet
-from helpers.models import choose, files, hub
+from helpers.models import choose, files
 
 _loaded = {}  # of the model loaded last: weak references to its parts, its device, and the memory in use after it was loaded
 
@@ -21,11 +20,10 @@ _loaded = {}  # of the model loaded last: weak references to its parts, its devi
 def load_arguments(step, device=None):
     """Return the keyword arguments of ``AutoModelForCausalLM.from_pretrained`` for ``step``, the checkpoint's name included.
 
-    The article's arguments, with these differences: 8-bit is asked for with a BitsAndBytesConfig (``load_in_8bit=`` has left
-    transformers); GPTQ's activations are bfloat16 on a CPU, where float16 arithmetic is slow; GPTQ's kernel on a GPU is named
-    (``kernels``); only safetensors files are read; and the device is named in full. Where no ``device`` is asked for and the first GPU
-    is too small, as many GPUs as it needs share the model. Raises DeviceError if ``device`` is not there, or a kernel that was asked for
-    cannot work on it. First used in notebook 13.
+    The article's, with these differences: 8-bit is asked for with a BitsAndBytesConfig (``load_in_8bit=`` has left transformers); GPTQ's
+    activations are bfloat16 on a CPU, where float16 is slow; its kernel on a GPU is named (``kernels``); only safetensors files are read. Where
+    no ``device`` is asked for and the first GPU is too small, as many as it needs share the model. Raises DeviceError if ``device`` is not
+    there, or a kernel that was asked for cannot work on it. First used in notebook 13.
     """
     return _arguments(step, device)[0]
 
@@ -42,9 +40,7 @@ def _arguments(step, device=None):
     plan = kernels.plan_for(step, [f"cuda:{n}" for n in shared] or device) if step.format == "gptq" else None
     arguments = {"pretrained_model_name_or_path": step.checkpoint}
     if settings := _quantisation(step, plan):
-        import transformers
-
-        arguments["quantization_config"] = getattr(transformers, settings[0])(**settings[1])
+        arguments["quantization_config"] = _configuration(*settings)
     arguments |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
     if len(shared) > 1:
         arguments |= {"device_map": "sequential", "max_memory": {n: int(free[n] - beside) for n in shared}}
@@ -54,10 +50,7 @@ def _arguments(step, device=None):
 
 
 def _quantisation(step, plan):
-    """(class, arguments) of the quantization_config that ``step`` is loaded with; None where the checkpoint's own is enough, or none.
-
-    A checkpoint's own bits and groups are kept by transformers: of a GPTQConfig only the kernel counts.
-    """
+    """(class, arguments) of the quantization_config for ``step``, or None. A checkpoint's bits and groups stay: of a GPTQConfig only the kernel counts."""
     if step.format == "int8":
         return "BitsAndBytesConfig", {"load_in_8bit": True} | ({} if step.threshold == 6.0 else {"llm_int8_threshold": step.threshold})
     if step.format == "nf4":
@@ -65,6 +58,12 @@ def _quantisation(step, plan):
     if plan is None or not plan.kernel:
         return None
     return "GPTQConfig", {"bits": step.quantization.get("bits", 4), "backend": f"gptq_{plan.kernel}"}
+
+
+def _configuration(kind, settings):
+    import transformers
+
+    return getattr(transformers, kind)(**settings)
 
 
 def show_call(step, device=None):
@@ -84,23 +83,18 @@ def show_call(step, device=None):
 
 
 def load(step, device=None):
-    """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, and print the memory before and after.
+    """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, print the memory before and after, return both.
 
-    Where a GPTQ kernel fails on a GPU, the next one takes its place; which one it is, and why, is printed too.
-    Returns (model, tokenizer). Raises DeviceError, CheckpointError (a folder is checked before its weights are read) or
-    NotEnoughMemoryError (before anything large is fetched or read). "Before" is after the libraries were imported, so that the
-    difference is the model's.
+    Where a GPTQ kernel fails on a GPU, the next one takes its place, which is printed too. "Before" is after the libraries were imported.
+    Raises DeviceError, CheckpointError (before weights are read) or NotEnoughMemoryError (before anything large is fetched or read).
     """
     arguments, plan = _arguments(step, device)
     device = _first_device(arguments)
-    if step.is_folder:
-        files.check_folder(step.checkpoint, step.format)
     if "max_memory" not in arguments:
         choose.check_step(step, device)
-    if not step.is_folder:
-        hub.fetch(step)
+    choose.bring(step)
     with quiet():
-        import transformers.modeling_utils
+        import transformers.modeling_utils  # noqa: F401
 
         if step.format in ("int8", "nf4"):
             import bitsandbytes  # noqa: F401
@@ -108,19 +102,15 @@ def load(step, device=None):
         kernels.library()  # transformers imports it too, with a banner of a page
     # The imports above leave exceptions behind, which keep this function's variables for ever: the model must not be one of them.
     before = machine.in_use(device)
-    if plan is None or not plan.kernel:
-        return _load(step, arguments, before, plan)
-    import transformers
-
     while True:
-        kernels.ready(plan)
-        kind, settings = _quantisation(step, plan)
-        arguments["quantization_config"] = getattr(transformers, kind)(**settings)
+        if plan is not None and plan.kernel:
+            kernels.ready(plan)
+            arguments["quantization_config"] = _configuration(*_quantisation(step, plan))
         try:
             return _load(step, arguments, before, plan)
-        except KernelError as error:
+        except KernelError as error:  # of a kernel that was asked for by name
             problem = str(error)
-        print(f"{problem}")
+        print(problem)
         plan.fail("it failed while the model was loaded")
 
 
@@ -154,19 +144,13 @@ def _load(step, arguments, before, plan=None):
 def _why_not(error, step, device, plan, report):
     """The error to raise because loading ``step`` ended in ``error``."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    by_kernel = any(Path(frame.filename).is_relative_to(_package("gptqmodel")) for frame in traceback.extract_tb(error.__traceback__))
+    by_kernel = any("gptqmodel" in Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__))
     if plan is not None and plan.kernel and by_kernel:
         return KernelError(f"{kernels.NAMES[plan.kernel]} failed while {step.title} was loaded ({said}).")
     if isinstance(error, ImportError):
         missing = f"The package {error.name} is missing" if isinstance(error, ModuleNotFoundError) and error.name else "A library cannot be used"
         return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. Run the set-up cell again, or set TIER=embedded.")
     return CheckpointError(f"{step.checkpoint} cannot be loaded: {report.reason or said}")
-
-
-def _package(name):
-    """The folder of an imported package; a folder that cannot be where it is not imported."""
-    module = sys.modules.get(name)
-    return Path(module.__file__).parent if module else Path("/nowhere")
 
 
 class _Report(logging.Handler):

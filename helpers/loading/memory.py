@@ -23,10 +23,9 @@ def free_caches():
 
 @contextlib.contextmanager
 def giving_back():
-    """Let every large buffer that is freed meanwhile go back to the operating system at once.
+    """Let every large buffer that is freed meanwhile go back to the operating system at once (mallopt(3): M_MMAP_THRESHOLD is -3).
 
-    glibc keeps freed buffers of up to 32 MB in its heap, and the holes add up while a checkpoint is quantised tensor by tensor: to 1.7
-    times the weights, and to 1.1 with this. (mallopt(3): M_MMAP_THRESHOLD is -3.)
+    glibc keeps them up to 32 MB; while a checkpoint is quantised tensor by tensor that adds up to 1.7 times the weights, to 1.1 with this.
     """
     _glibc("mallopt", -3, 2**20)
     try:
@@ -64,7 +63,8 @@ def holders(parts, namespace=None):
     Follows references backwards (gc.get_referrers) until it meets the notebook's variables (``namespace``, by default IPython's, or
     __main__'s), its outputs ("Out[7]") or a running function of the notebook. Variables of modules are named where nothing else is found.
     """
-    namespace = _notebook() if namespace is None else namespace
+    if namespace is None:
+        namespace = _shell().user_ns if _shell() else vars(sys.modules["__main__"])
     outputs = namespace.get("_oh", {})
     names, modules, frontier = set(), set(), list(parts)
     own = {id(parts), id(sys._getframe()), id(sys._getframe().f_back)}
@@ -108,11 +108,6 @@ def forget():
         for name in [name for name in shell.user_ns_hidden if re.fullmatch(r"_+\d*", name)]:
             if shell.user_ns.get(name) is not shell.user_ns_hidden[name]:  # %reset -f out forgets the first copy only
                 del shell.user_ns_hidden[name]
-
-
-def _notebook():
-    shell = _shell()
-    return shell.user_ns if shell else vars(sys.modules["__main__"])
 
 
 def _shell():

@@ -32,12 +32,18 @@ def read_json(folder, name):
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes in a Llama's ``config.json`` that decide how many bytes it has (no grouped-query attention, untied head)."""
+    """The sizes in a Llama's ``config.json`` that decide how many bytes it has.
+
+    kv_size: width of the keys, and of the values, of one token, where they are narrower than the model: grouped-query attention (Ainslie et
+    al., 2023, https://arxiv.org/abs/2305.13245). tied: whether embedding and output head are one table.
+    """
 
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     vocab_size: int = 32000
+    kv_size: int = 0
+    tied: bool = False
 
     @classmethod
     def from_config(cls, folder):
@@ -55,8 +61,8 @@ class Shape:
 
     def linears(self):
         """(in features, out features) of the seven linear layers of one block: q, k, v, o, gate, up, down."""
-        h, i = self.hidden_size, self.intermediate_size
-        return [(h, h)] * 4 + [(h, i)] * 2 + [(i, h)]
+        h, i, kv = self.hidden_size, self.intermediate_size, self.kv_size or self.hidden_size
+        return [(h, h), (h, kv), (h, kv), (h, h), (h, i), (h, i), (i, h)]
 
     @property
     def linear_parameters(self):
@@ -66,7 +72,7 @@ class Shape:
     @property
     def other_parameters(self):
         """Embedding table, output head and norms: these stay in 16 bits in all formats."""
-        return 2 * self.vocab_size * self.hidden_size + (2 * self.num_hidden_layers + 1) * self.hidden_size
+        return (2 - self.tied) * self.vocab_size * self.hidden_size + (2 * self.num_hidden_layers + 1) * self.hidden_size
 
     @property
     def parameters(self):
@@ -103,38 +109,12 @@ class Shape:
 
     @property
     def kv_bytes_per_token(self):
-        """Bytes of keys and values that the cache keeps for one token, in 16 bits: 2 for each layer, each as wide as the model."""
-        return 2 * self.num_hidden_layers * self.hidden_size * 2
+        """Bytes of keys and values that the cache keeps for one token, in 16 bits: 2 for each layer."""
+        return 2 * self.num_hidden_layers * (self.kv_size or self.hidden_size) * 2
 
     def read_bytes(self, format):
-        """Bytes that one decoded token must read at least: all weights but the embedding table, of which it needs one row."""
-        return self.weight_bytes(format) - 2 * self.vocab_size * self.hidden_size
-
-
-@dataclass(frozen=True)
-class GroupedShape(Shape):
-    """A Shape with grouped-query attention and, if ``tied``, one table for embedding and output head.
-
-    kv_size: width of the keys, and of the values, of one token. (Ainslie et al., 2023, https://arxiv.org/abs/2305.13245)
-    """
-
-    kv_size: int = 0
-    tied: bool = False
-
-    def linears(self):
-        h, i = self.hidden_size, self.intermediate_size
-        return [(h, h), (h, self.kv_size), (h, self.kv_size), (h, h), (h, i), (h, i), (i, h)]
-
-    @property
-    def other_parameters(self):
-        return super().other_parameters - self.tied * self.vocab_size * self.hidden_size
-
-    @property
-    def kv_bytes_per_token(self):
-        return 2 * self.num_hidden_layers * self.kv_size * 2
-
-    def read_bytes(self, format):
-        return self.weight_bytes(format) if self.tied else super().read_bytes(format)
+        """Bytes that one decoded token must read at least: all but the embedding table, of which it needs one row; a tied one is the head too."""
+        return self.weight_bytes(format) - (0 if self.tied else 2 * self.vocab_size * self.hidden_size)
 
 
 LLAMA_2 = {"7B": Shape(4096, 11008, 32), "13B": Shape(5120, 13824, 40)}

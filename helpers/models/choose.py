@@ -142,10 +142,7 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
 
 
 def bring(step):
-    """Return the folder (Path) of ``step``'s files, complete: a folder of one's own is checked, the Hub's is fetched.
-
-    Raises CheckpointError, or NotEnoughMemoryError if the disk has too little room.
-    """
+    """Return the folder (Path) of ``step``'s files, complete: one of one's own is checked, the Hub's is fetched. Raises what hub.fetch raises."""
     if step.is_folder:
         files.check_folder(step.checkpoint, step.format)
     else:
@@ -218,31 +215,11 @@ def survey():
     return found | {"speed": hub.speed(STEPS[4].hub, "model.safetensors")}
 
 
-def machine_table(found):
-    """Return what ``survey`` found as a table (pandas.DataFrame, one column)."""
-    import pandas as pd
-
-    gpus = {f"GPU {gpu.index}": gpu.sentence for gpu in found["gpus"]} or {"GPU": "no NVIDIA GPU: the embedded models run on the CPU"}
-    pd.set_option("display.max_colwidth", None)  # sentences, not their beginnings
-    rows = {
-        "platform": found["platform"],
-        **gpus,
-        "host memory": f"{found['free'] / 1e9:.1f} of {found['memory'] / 1e9:.1f} GB free",
-        "disk for downloads": f"{found['disk'] / 1e9:,.0f} GB free",
-        "Hugging Face Hub": f"✗ {found['online']}" if found["online"] else "✓ answers",
-        "network": "not measured" if found["speed"] is None else f"{found['speed'] / 1e6:,.1f} MB a second (one small request)",
-        "token": f"found in {found['token']}" if found["token"] else "none (only the gated repository needs one)",
-        STEPS[1].hub: f"✗ {found['gated']}" if found["gated"] else "✓ you may read it",
-    }
-    return pd.Series(rows, name="this machine").to_frame()
-
-
 def step_table(found, context=512):
     """Return what each step needs and whether it fits (pandas.DataFrame, one line a step). context: tokens of prompt and answer.
 
-    Weights: exact bytes, from the shape. KV cache: 2 (keys and values) x layers x width x 2 bytes a token. Other: beside_weights,
-    an upper estimate that no measurement on this machine backs; for GPTQ it holds ExLlamaV2's scratch space. Without a GPU, the host's
-    memory is what there is.
+    Weights: exact bytes, from the shape. Other: beside_weights, an upper estimate that no measurement on this machine backs. Without a GPU,
+    the host's memory is what there is.
     """
     import pandas as pd
 
@@ -256,17 +233,17 @@ def step_table(found, context=512):
         shared = spread(weights + cache, [gpu.free for gpu in gpus], beside) or [0]
         need = weights + cache + len(shared) * beside
         free = sum(gpus[n].free for n in shared) if gpus else found["free"]
-        fits = verdict(need, free)
-        disk = verdict(download, found["disk"])
+        where = "host" if not gpus else "GPU" if len(shared) == 1 else f"{len(shared)} GPUs"
+        fits, disk = verdict(need, free), verdict(download, found["disk"])
         minutes = f"about {max(1, round(download / found['speed'] / 60))} min" if found["speed"] else "time unknown"
         lines[f"{number}: {step.title}"] = {
             "weights": f"{weights:,}",
-            f"KV cache ({context:,} tokens)": _gb(cache),
-            "other (estimate)": _gb(len(shared) * beside),
-            "needed": _gb(need),
-            "free": f"{_gb(free)} ({'GPU' if len(shared) == 1 else f'{len(shared)} GPUs'})" if gpus else f"{_gb(free)} (host)",
+            f"KV cache ({context:,} tokens)": f"{cache / 1e9:.1f} GB",
+            "other (estimate)": f"{len(shared) * beside / 1e9:.1f} GB",
+            "needed": f"{need / 1e9:.1f} GB",
+            "free": f"{free / 1e9:.1f} GB ({where})",
             "verdict": fits,
-            "download, time, disk": f"{_gb(download)}, {minutes}, {disk}",
+            "download, time, disk": f"{download / 1e9:.1f} GB, {minutes}, {disk}",
             "what to do": _advice(fits, disk, bool(gpus), found),
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
@@ -285,7 +262,3 @@ def _advice(fits, disk, gpu, found):
         TIGHT: "run it with a short context, nothing else on the GPU",
         TOO_LARGE: "a shorter context, another runtime, or the embedded models",
     }[fits]
-
-
-def _gb(size):
-    return f"{size / 1e9:.1f} GB"

@@ -15,14 +15,15 @@ from helpers import machine
 from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError
 from helpers.models.catalogue import LINEARS, Shape, read_json
 
+INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: which tensor is in which
+
 
 @contextlib.contextmanager
 def whole(path, unless=lambda: False, need=0, setting="RESULTS_DIR"):
-    """Yield a new path to write a file or a folder to. When the block ends, that gets the name ``path``, all at once, in an older one's place.
+    """Yield a new path to write a file or a folder to, which gets the name ``path`` at the end, all at once; a block that fails leaves nothing.
 
-    A block that fails or is interrupted leaves nothing. Only one process of this machine is in such a block for the same ``path``; the
-    others wait. unless: says, when it is this process's turn, that what is there is good already: then None is yielded. need: bytes; with
-    them, NotEnoughMemoryError is raised if the disk has too little room, before or meanwhile. setting: the variable that names the disk.
+    Processes of this machine take turns. unless: says, in its turn, that what is there is good already: then None is yielded. need: bytes;
+    with them, NotEnoughMemoryError is raised if the disk has too little room, before or meanwhile. setting: the variable that names the disk.
     """
     from filelock import FileLock
 
@@ -74,8 +75,7 @@ def read_tensor(folder, name):
     """Return the tensor ``name`` as it stands in the checkpoint ``folder``'s files, on the CPU, before any library has touched it."""
     from safetensors import safe_open
 
-    index = Path(folder) / "model.safetensors.index.json"
-    shard = json.loads(index.read_text(encoding="utf-8"))["weight_map"][name] if index.is_file() else "model.safetensors"
+    shard = read_json(folder, INDEX)["weight_map"][name] if (Path(folder) / INDEX).is_file() else "model.safetensors"
     with safe_open(Path(folder) / shard, framework="pt") as tensors:
         return tensors.get_tensor(name)
 
@@ -91,15 +91,13 @@ def check_folder(folder, format):
     if (quantised == "gptq") != (format == "gptq") or quantised not in (None, "gptq"):
         wanted = "GPTQ" if format == "gptq" else "unquantised"
         raise CheckpointError(f"{folder} holds {quantised or 'unquantised'} weights: this step needs {wanted} ones.")
-    index = "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if (folder / index).is_file():
-        weight_map = read_json(folder, index).get("weight_map")
+    weight_map = {"": "model.safetensors"}
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder, INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{folder} has no usable {index}: fetch or build the checkpoint again.")
-        names = sorted(set(weight_map.values()))
+            raise CheckpointError(f"{folder} has no usable {INDEX}: fetch or build the checkpoint again.")
     found = set()
-    for name in names:
+    for name in sorted(set(weight_map.values())):
         shard = folder / name
         if not shard.is_file():
             raise CheckpointError(f"{folder} lacks {name}: fetch or build the checkpoint again.")
@@ -115,17 +113,11 @@ def check_folder(folder, format):
 
 
 def _tensor_names(shard):
-    """Names in a safetensors file, or None if it has not exactly the length that its header announces.
+    """Names in a safetensors file, or None if it has none, or not exactly the length that its header announces. The weights are not read."""
+    from safetensors import SafetensorError, safe_open
 
-    Format: https://huggingface.co/docs/safetensors, 8 bytes of header length, a JSON header, the tensors.
-    """
-    size = shard.stat().st_size
-    with open(shard, "rb") as file:
-        try:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= size else {}
-            header.pop("__metadata__", None)
-            end = max(entry["data_offsets"][1] for entry in header.values())
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return None
-    return list(header) if size == 8 + length + end else None
+    try:
+        with safe_open(shard, framework="np") as tensors:
+            return list(tensors.keys()) or None
+    except (SafetensorError, OSError):
+        return None

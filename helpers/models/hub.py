@@ -4,6 +4,7 @@ The token itself is never returned, printed or written by this module: the libra
 fetched is announced, resumable and verified; what goes wrong is one sentence, and nothing complete is lost. First used in notebook 00.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -29,8 +30,7 @@ _place = {}
 def token_place():
     """Say where a token was found ("the environment variable HF_TOKEN", …), or return None if there is none.
 
-    Order: environment; Kaggle's secret, which is put into the environment of this process, because the library does not know it; the
-    login saved on the disk and Colab's secret (huggingface_hub.get_token knows both).
+    Order: environment; Kaggle's secret, which is put there, because the library does not know it; the saved login; Colab's secret.
     """
     from huggingface_hub import constants, get_token
 
@@ -79,10 +79,11 @@ def ask_for_token():
 def whether(repository, revision="main"):
     """Return (repository or its ungated mirror, sentence). The sentence is empty where the repository itself can be read.
 
-    In strict mode (the environment variable HUB_STRICT=1), and where a revision is pinned, there is no mirror. A token that is not
-    valid closes open repositories too: it is ignored then. Raises CheckpointError where nothing can be read; where the Hub does not
-    answer, a repository that is in the cache will do.
+    With HUB_STRICT=1 in the environment, or a pinned revision, there is no mirror. A token that is not valid closes open repositories too: it
+    is ignored then. Where the Hub does not answer, the cache will do. Raises CheckpointError where nothing can be read.
     """
+    from huggingface_hub import constants
+
     token = token_place()  # asked first: it puts Kaggle's secret where the library finds it
     reason, status = refusal(repository, revision)
     if not reason:
@@ -92,7 +93,8 @@ def whether(repository, revision="main"):
             if cached_path(name, "config.json", revision):
                 return name, f"{name} comes from the cache on this disk ({reason})."
     if status == 401 and token:
-        ignore_token()
+        constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True  # what the library's variable of that name does at start
+        print("The token is ignored until this kernel is restarted.", file=sys.stderr)
         if not refusal(repository, revision)[0]:
             return repository, f"No token was sent for {repository}, which needs none: {reason}."
     strict = os.environ.get("HUB_STRICT", "0") not in ("", "0")
@@ -107,26 +109,25 @@ def refusal(repository, revision="main"):
     """Return (why ``repository`` cannot be read with the token that is there, HTTP status), or ("", None) if it can."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    try:
-        patiently(lambda: get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=TIMEOUT))
-        return "", None
-    except OUR_MISTAKES:
-        raise
-    except Exception as error:
-        return why(error, repository), status_of(error)
+    return _trouble(lambda: patiently(lambda: get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=TIMEOUT)), repository)
 
 
 def silence(repository):
     """Return why the Hub does not answer for the open ``repository``, or "" if it does. No token is sent."""
     from huggingface_hub import HfApi
 
+    return _trouble(lambda: HfApi(token=False).model_info(repository, timeout=TIMEOUT), repository)[0]
+
+
+def _trouble(action, repository):
+    """(why ``action()`` failed, HTTP status), or ("", None)."""
     try:
-        HfApi(token=False).model_info(repository, timeout=TIMEOUT)
-        return ""
+        action()
+        return "", None
     except OUR_MISTAKES:
         raise
     except Exception as error:
-        return why(error, repository)
+        return why(error, repository), status_of(error)
 
 
 def speed(repository, file):
@@ -158,60 +159,43 @@ def patiently(action):
             passing = status is not None and (status == 429 or status >= 500) or {"RemoteProtocolError", "ReadError"} & names
             if not passing or attempt == TRIES:
                 raise
-            asked = _retry_after(error) or ""
+            asked = _answer(error).headers.get("Retry-After", "") if status else ""
             time.sleep(min(int(asked), LONGEST_WAIT) if asked.isdigit() else attempt)
 
 
 def why(error, repository):
     """Say in a clause why the Hub, the network or the disk stopped ``error``, and what to do."""
-    chain = _chain(error)
-    names = kinds(error)
+    chain, names, answer = _chain(error), kinds(error), _answer(error)
     said = " ".join(str(getattr(link, "server_message", None) or link) for link in chain)
-    status = status_of(error)
-    if "OfflineModeIsEnabled" in names:
-        return "HF_HUB_OFFLINE is set, so only what is in the cache can be loaded: unset it and restart the kernel"
-    if status == 401 and ("Invalid credentials" in said or "Invalid user token" in said or token_place()):
-        return f"your token ({token_place() or 'the one given'}) is not valid: make a new one on https://huggingface.co/settings/tokens"
-    if "GatedRepoError" in names and status == 401:
-        return (
-            f"it asks for a licence and you have no token: accept the licence on https://huggingface.co/{repository}, make a read token"
-            " on https://huggingface.co/settings/tokens and log in with it in notebook 00"
-        )
-    if "GatedRepoError" in names and "await" in said:
-        return "your request for access is still being reviewed: wait for the e-mail (minutes to two days)"
-    if "GatedRepoError" in names and "rejected" in said:
-        return "your request for access was rejected by its owners"
-    if "GatedRepoError" in names:
-        return f"its licence is not accepted yet: accept it on https://huggingface.co/{repository} with the account of your token"
-    if "RevisionNotFoundError" in names:
-        return "it has no such revision: check the branch or commit"
-    if "RepositoryNotFoundError" in names:
-        return "it does not exist, or it is private: check the name"
-    if status == 404:
-        return "it lacks a file that this step needs"
-    if status == 403:
-        return "your token may not read it: give the token the right to read gated repositories"
-    if status == 429:
-        wait = _retry_after(error)
-        return f"the Hub asks you to wait{f' {wait} seconds' if wait else ''} (HTTP 429, too many requests)"
-    if status and status >= 500:
-        return f"the Hub has a problem of its own (HTTP {status}): wait some minutes"
-    if status:
-        return f"the Hub refused it (HTTP {status})"
-    if "No space left" in said:  # hf_xet says it in words
-        return FULL
-    for link in chain:
-        if isinstance(link, OSError) and link.errno == errno.ENOSPC:
-            return FULL
-        if isinstance(link, OSError) and link.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return f"the cache cannot be written ({link.filename or 'read-only'}): set HF_HOME to a folder that you may write to and restart the kernel"
-    if "Consistency check failed" in said:
-        return "a file arrived with a wrong length and was thrown away"
-    if "resolve" in said or "Name or service" in said or "getaddrinfo" in said or "name resolution" in said:
-        return "the name of the Hub cannot be resolved (DNS): check the network (on Kaggle: Settings > Turn on internet)"
-    if "TimeoutException" in names or "TimeoutError" in names:
-        return "the Hub does not answer in time: check the network"
-    return f"the Hub cannot be reached ({type(chain[-1]).__name__}): check the network (on Kaggle: Settings > Turn on internet)"
+    status, wait = (None, None) if answer is None else (answer.status_code, answer.headers.get("Retry-After"))
+    token, gated = token_place() if status == 401 else None, "GatedRepoError" in names
+    numbers = {getattr(link, "errno", None): link for link in chain}
+    locked = next((numbers[number] for number in (errno.EROFS, errno.EACCES, errno.EPERM) if number in numbers), None)
+    invalid = "Invalid credentials" in said or "Invalid user token" in said or token
+    unresolved = any(words in said for words in ("resolve", "Name or service", "getaddrinfo", "name resolution"))
+    reasons = (  # the first that is true
+        ("OfflineModeIsEnabled" in names, "HF_HUB_OFFLINE is set, so only what is in the cache can be loaded: unset it and restart the kernel"),
+        (status == 401 and invalid, f"your token ({token or 'the one given'}) is not valid: make a new one on https://huggingface.co/settings/tokens"),
+        (gated and status == 401, f"it asks for a licence and you have no token: accept the licence on https://huggingface.co/{repository}, make a read token"
+                                  " on https://huggingface.co/settings/tokens and log in with it in notebook 00"),
+        (gated and "await" in said, "your request for access is still being reviewed: wait for the e-mail (minutes to two days)"),
+        (gated and "rejected" in said, "your request for access was rejected by its owners"),
+        (gated, f"its licence is not accepted yet: accept it on https://huggingface.co/{repository} with the account of your token"),
+        ("RevisionNotFoundError" in names, "it has no such revision: check the branch or commit"),
+        ("RepositoryNotFoundError" in names, "it does not exist, or it is private: check the name"),
+        (status == 404, "it lacks a file that this step needs"),
+        (status == 403, "your token may not read it: give the token the right to read gated repositories"),
+        (status == 429, f"the Hub asks you to wait{f' {wait} seconds' if wait else ''} (HTTP 429, too many requests)"),
+        (status and status >= 500, f"the Hub has a problem of its own (HTTP {status}): wait some minutes"),
+        (status, f"the Hub refused it (HTTP {status})"),
+        ("No space left" in said or errno.ENOSPC in numbers, FULL),  # hf_xet says it in words
+        (locked, f"the cache cannot be written ({getattr(locked, 'filename', None) or 'read-only'}): set HF_HOME to a folder that you may write to and restart the kernel"),
+        ("Consistency check failed" in said, "a file arrived with a wrong length and was thrown away"),
+        (unresolved, "the name of the Hub cannot be resolved (DNS): check the network (on Kaggle: Settings > Turn on internet)"),
+        ({"TimeoutException", "TimeoutError"} & names, "the Hub does not answer in time: check the network"),
+        (True, f"the Hub cannot be reached ({type(chain[-1]).__name__}): check the network (on Kaggle: Settings > Turn on internet)"),
+    )  # fmt: skip
+    return next(reason for holds, reason in reasons if holds)
 
 
 def _chain(error):
@@ -240,11 +224,6 @@ def status_of(error):
     return None if answer is None else answer.status_code
 
 
-def _retry_after(error):
-    answer = _answer(error)
-    return None if answer is None else answer.headers.get("Retry-After")
-
-
 def cached_path(repository, file, revision):
     """Path of a repository's file in the cache on this disk, or None."""
     from huggingface_hub import try_to_load_from_cache
@@ -253,27 +232,20 @@ def cached_path(repository, file, revision):
     return path if isinstance(path, str) else None  # it has a mark of its own for files that are known not to exist
 
 
-def ignore_token():
-    """Send no token from now on in this process: what the library's HF_HUB_DISABLE_IMPLICIT_TOKEN does at start."""
-    from huggingface_hub import constants
-
-    constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
-    print("The token is ignored until this kernel is restarted.", file=sys.stderr)
-
-
 WANTED = ("config.json", "generation_config.json", "*token*", "*.safetensors", "*.safetensors.index.json", "quantize_config.json")
 
 
 def fetch(step):
     """Bring the files of ``step`` (from the Hub) into the library's cache, unless a complete copy is there.
 
-    Files that are complete stay when a later one fails. With hf_xet, the library fetches and verifies; without it (not installed, or
-    HF_HUB_DISABLE_XET=1) files go on where an interrupted run left them, and their SHA-256 is compared with the Hub's.
-    Raises CheckpointError, or NotEnoughMemoryError before the first byte if the disk has too little room.
+    Complete files stay when a later one fails. With hf_xet, the library fetches and verifies; without it, files go on where an interrupted run
+    left them, and their SHA-256 is compared. Raises CheckpointError, or NotEnoughMemoryError before the first byte if the disk is too full.
     """
     repository = step.checkpoint
-    if cached(repository, step.revision, step.format):
-        return
+    if path := cached_path(repository, "config.json", step.revision):
+        with contextlib.suppress(CheckpointError):
+            files.check_folder(Path(path).parent, step.format)
+            return
     _bring(repository, step.revision, WANTED, "*.safetensors", "no safetensors files, and the course reads no other kind")
 
 
@@ -319,18 +291,6 @@ def config(repository, revision="main"):
 
     path = cached_path(repository, "config.json", revision)
     return Path(path or _try(lambda: hf_hub_download(repository, "config.json", revision=revision), repository)).parent
-
-
-def cached(repository, revision, format):
-    """Whether a complete checkpoint in ``format`` is in the cache (its headers say so; the weights are not read)."""
-    path = cached_path(repository, "config.json", revision)
-    if path is None:
-        return False
-    try:
-        files.check_folder(Path(path).parent, format)
-        return True
-    except CheckpointError:
-        return False
 
 
 def _fetch_file(repository, file, commit, revision):

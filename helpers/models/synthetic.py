@@ -1,24 +1,19 @@
 """Write checkpoints of Llama-2's shapes with random weights: real sizes, timings and kernels, without licence and download.
 
-    python -m helpers.models.synthetic 7B gptq
-    python -m helpers.models.synthetic 1.3B bf16 --layers 12
-
 What such a model writes has no sense. Eight channels of each norm are scaled up, so that the layers behind it see outliers as
 those of trained models do: without any, LLM.int8() would skip its 16-bit part and look faster than it is. The tokeniser is the
 embedded models', whose tokens are a part of the vocabulary. First used in notebook 00, which may choose the tier "synthetic".
 """
 
-import argparse
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from helpers import ROOT
-from helpers.errors import CheckpointError, CourseError, UnknownStepError
+from helpers.errors import UnknownStepError
 from helpers.models import files
-from helpers.models.catalogue import CHECKPOINTS, LINEARS, LLAMA_2, Shape
+from helpers.models.catalogue import CHECKPOINTS, LINEARS, LLAMA_2, Shape, read_json
 
 GROUP_SIZE = 128
 STD = 0.02  # of the weights, as in Llama's initialisation: activations stay finite in 16 bits
@@ -34,8 +29,7 @@ def folder(model, format, layers=None):
     """Return the folder of the synthetic checkpoint for ``model`` (a key of SHAPES) and ``format``, written now if it is not there yet.
 
     It lies in the environment variable SYNTHETIC_DIR, by default ``synthetic/`` in the project. int8 and nf4 are made while loading,
-    so they share bf16's files. layers: another number of blocks than the model has. Raises UnknownStepError, CheckpointError or
-    NotEnoughMemoryError.
+    so they share bf16's files. layers: another number of blocks than the model has. Raises UnknownStepError or NotEnoughMemoryError.
     """
     if model not in SHAPES:
         raise UnknownStepError(f"There is no size {model!r}: choose one of {', '.join(SHAPES)}.")
@@ -47,38 +41,31 @@ def folder(model, format, layers=None):
     parent = ROOT / (os.environ.get("SYNTHETIC_DIR") or "synthetic")  # a relative path counts from the project
     path = parent / f"llama-2-{model.lower()}{f'-{layers}-layers' if layers else ''}-{stored}"
     if not path.is_dir():
-        _write(shape, stored, path, unless=path.is_dir)
+        write(shape, stored, path)
     return path
 
 
-def write(shape, format, path, seed=0):
-    """Write a checkpoint of ``shape`` in ``format`` ("bf16", or "gptq" in AutoGPTQ's v1 layout) to the folder ``path``.
+def write(shape, format, path):
+    """Write a checkpoint of ``shape`` in ``format`` ("bf16", or "gptq" in AutoGPTQ's v1 layout) to the folder ``path``, unless that is there.
 
-    One block of the model is in memory, at most 2 GB at Llama-2 13B's size. All blocks have the same random values. A write that was cut
-    off leaves nothing. Raises CheckpointError if the folder exists or the shape cannot be written, NotEnoughMemoryError if the disk is too
-    full.
+    Its sizes are multiples of 128, the width of a head and of a group of GPTQ. One block of the model is in memory, at most 2 GB at Llama-2
+    13B's size. All blocks have the same random values. A write that was cut off leaves nothing. Raises NotEnoughMemoryError if the disk is
+    too full.
     """
-    if Path(path).exists():
-        raise CheckpointError(f"{path} exists already: delete it first to write it again.")
-    if shape.hidden_size % 128 or shape.intermediate_size % 128:
-        raise CheckpointError("The sizes of a synthetic model are multiples of 128: the width of a head, and of a group of GPTQ.")
-    _write(shape, format, Path(path), seed)
-
-
-def _write(shape, format, path, seed=0, unless=lambda: False):
-    with files.whole(path, unless, shape.weight_bytes(format), "SYNTHETIC_DIR") as partial:
+    path = Path(path)
+    with files.whole(path, path.is_dir, shape.weight_bytes(format), "SYNTHETIC_DIR") as partial:
         if partial:
             partial.mkdir()
-            _write_files(shape, format, partial, seed, f"writing {path.name}")
+            _write_files(shape, format, partial, f"writing {path.name}")
 
 
-def _write_files(shape, format, folder, seed, description):
+def _write_files(shape, format, folder, description):
     """Write all files of a checkpoint: two shards a block (its attention, its MLP), then norm, embedding table and head."""
     import torch
     from safetensors.torch import save_file
     from tqdm.auto import tqdm
 
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     dtype = torch.float16 if format == "gptq" else torch.bfloat16
     h, count = shape.hidden_size, 2 * shape.num_hidden_layers + 2
     pool = (torch.randn(POOL, generator=random) * STD).to(dtype)
@@ -113,7 +100,7 @@ def _write_files(shape, format, folder, seed, description):
             del tensors
         save({"model.embed_tokens.weight": normal(shape.vocab_size, h), "model.norm.weight": torch.ones(h, dtype=dtype)})
         save({"lm_head.weight": normal(shape.vocab_size, h)})
-    files.write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": shape.weight_bytes(format)}, "weight_map": weight_map}, indent=2)
+    files.write_json(folder / files.INDEX, {"metadata": {"total_size": shape.weight_bytes(format)}, "weight_map": weight_map}, indent=2)
     files.write_json(folder / "config.json", _config(shape, format), indent=2)
     for file in (CHECKPOINTS / "small").glob("*token*.json"):
         shutil.copy(file, folder)
@@ -133,49 +120,12 @@ def _gptq_linear(inputs, outputs, random):
 
 
 def _config(shape, format):
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_hidden_layers,
-        "num_attention_heads": shape.hidden_size // 128,
-        "num_key_value_heads": shape.hidden_size // 128,
-        "vocab_size": shape.vocab_size,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": "float16" if format == "gptq" else "bfloat16",
-    }
-    if format == "gptq":
-        config["quantization_config"] = {
-            "quant_method": "gptq", "bits": 4, "group_size": GROUP_SIZE, "desc_act": False, "sym": True, "true_sequential": True,
-            "damp_percent": 0.1,
-        }  # fmt: skip
-    return config
-
-
-def main(arguments=None):
-    """The command: write one checkpoint and say where it lies; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.models.synthetic", description="Write a checkpoint with random weights.")
-    parser.add_argument("model", help=f"size: {', '.join(SHAPES)}")
-    parser.add_argument("format", choices=("bf16", "gptq"), help="8-bit, fp16 and NF4 are loaded from bf16's files")
-    parser.add_argument("--layers", type=int, help="another number of blocks than the model has")
-    given = parser.parse_args(arguments)
-    try:
-        path = folder(given.model, given.format, given.layers)
-    except CourseError as error:
-        print(error, file=sys.stderr)
-        return 2
-    size = sum(file.stat().st_size for file in path.iterdir())
-    print(f"{path}: {size:,} bytes. The weights are random: timings are real, the text has no sense.")
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: what was written is deleted.")
+    """The embedded models' configuration, with the sizes of ``shape``; heads are 128 wide."""
+    sizes = {name: value for name, value in vars(shape).items() if name not in ("kv_size", "tied")}
+    heads = dict.fromkeys(("num_attention_heads", "num_key_value_heads"), shape.hidden_size // 128)
+    return (
+        read_json(CHECKPOINTS / ("small-gptq" if format == "gptq" else "small"), "config.json")
+        | sizes
+        | heads
+        | {"head_dim": 128, "max_position_embeddings": 4096}
+    )

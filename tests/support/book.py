@@ -18,3 +18,10 @@ def functions(number, without=(), **others):
             if isinstance(node, ast.FunctionDef) and node.name not in without:
                 exec(compile(ast.Module([node], []), path.stem, "exec"), names)
     return names
+
+
+def cells(number, id):
+    """The source of notebook ``number``'s code cells whose id begins with ``id``, in their order."""
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == "code" and cell["id"].startswith(id)]

@@ -1,9 +1,9 @@
 """Measure steps so that they can be compared: each in a process of its own, in turns, with the bandwidth of the memory beside it.
 
-    python -m helpers.benchmark                                        # the article's four steps
-    python -m helpers.benchmark 1 int8-no-outliers fp16 2 3 4 --rounds 3
-    python -m helpers.benchmark 2 3 --prompt-tokens 8 64 128 --batch 1 4
-    python -m helpers.benchmark 1 2 3 --size 1.3B                      # random weights of that size, see helpers.models.synthetic
+    python -m tools.benchmark                                          # the article's four steps
+    python -m tools.benchmark 1 int8-no-outliers fp16 2 3 4 --rounds 3
+    python -m tools.benchmark 2 3 --prompt-tokens 8 64 128 --batch 1 4
+    python -m tools.benchmark 1 2 3 --size 1.3B                        # random weights of that size, see tools.synthetic
 
 Every result is a row of the ledger. Interrupted, the same command goes on with what is missing.
 """
@@ -19,7 +19,7 @@ from helpers.timing import NEW_TOKENS
 
 def main(arguments=None):
     """The command; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__.split("\n", 1)[0])
     parser.add_argument("steps", nargs="*", default=["1", "2", "3", "4"], help=f"1 to 4, or one of {', '.join(catalogue.VARIANTS)}")
     parser.add_argument("--tier", choices=("auto", *choose.TIERS))
     parser.add_argument("--size", nargs="+", default=[""], help="sizes with random weights, e.g. 1.3B 2.7B, in place of the tier's models")
