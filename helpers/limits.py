@@ -1,8 +1,9 @@
 """How fast could a model decode at best on a machine, and what keeps it from that?
 
-One decoded token must read all weights and the whole KV cache once, and multiply with each weight once: the longer of the two times is the
-floor (roofline; Williams, Waterman and Patterson, 2009, https://doi.org/10.1145/1498765.1498785). This machine's rates are measured; others'
-stand in ``data/hardware.json``, from the makers' data sheets. First used in notebook 00.
+One decoded token must read all weights and the whole KV cache once, and multiply with each weight once. A machine reads so many bytes and
+does so many operations a second: the longer of the two times is the floor (roofline; Williams, Waterman and Patterson, 2009,
+https://doi.org/10.1145/1498765.1498785). This machine's rates are measured; others' stand in ``data/hardware.json``, with their
+sources. The names: TPOT is the time per output token. First used in notebook 00.
 """
 
 import json

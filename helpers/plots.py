@@ -3,6 +3,7 @@
 First used in notebook 00.
 """
 
+import html
 import io
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ TIERS = {
 }
 COLOURS = {"CPU total": "#0072b2", "wall": "#e69f00"}  # Okabe and Ito's palette: distinct to colour-blind readers too
 HATCHES = {"CPU total": "///", "wall": ""}
+THREE_LINES = 330  # characters, in a notebook
 KEYS = {"CPU total": "cpu_total_s", "wall": "wall_s"}
 
 
@@ -89,15 +91,23 @@ def figure(title, x, y, size=(8, 3.8)):
 
 
 def show(figure, text, save_as=None):
-    """Print ``text``, return ``figure`` as an image with it as alternative text; save_as: a file in the results folder, written as well."""
-    from IPython.display import Image
+    """Turn ``figure`` into a PNG with ``text`` as its alternative text, print the text, return the image for the notebook to show.
+
+    In a notebook a text of more than three lines is folded below the picture, and nothing is returned: both are shown already.
+    save_as: name of a file in the results folder that it is written to as well.
+    """
+    from IPython import get_ipython
+    from IPython.display import HTML, Image, display
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     if save_as:
         (results_dir() / save_as).write_bytes(buffer.getvalue())
+    image = Image(buffer.getvalue(), metadata={"alt": text})  # Colab's IPython 7 has no alt=
+    if len(text) > THREE_LINES and get_ipython():
+        return display(image, HTML(f"<details><summary>The chart in words</summary>{html.escape(text)}</details>"))
     print(text)
-    return Image(buffer.getvalue(), metadata={"alt": text})  # Colab's IPython 7 has no alt=
+    return image
 
 
 def bars(axes, rows):

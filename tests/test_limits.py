@@ -1,6 +1,7 @@
 """What the hardware allows: the floors, the calculator and its widgets, published figures, the article's advice, the measured roofs."""
 
 import json
+import re
 import time
 from itertools import count
 
@@ -188,7 +189,8 @@ def test_verdicts_follow_from_the_figures(monkeypatch):
 def test_table_of_machines():
     assert 8 < len(MACHINES) <= 16
     for machine in MACHINES.values():
-        assert machine["memory"] > 0 and machine["bandwidth"] > 0 and machine["source"] and {"capability", "tflops", "checked"} <= set(machine)
+        assert machine["memory"] > 0 and machine["bandwidth"] > 0 and machine["source"] and {"capability", "tflops", "checked", "read_at"} <= set(machine)
+        assert not machine["checked"] or re.match(r"https://([\w-]+\.)*(nvidia|apple)\.com/|measured ", machine["checked"])  # nobody else's page is a check
 
 
 def test_calculator_answers_each_change(book):

@@ -54,6 +54,7 @@ def test_driver_that_says_nothing_useful(driver):
 
 PROGRAM = """
 import json, sys
+import pandas as pd
 from helpers import machine
 from helpers.models import choose
 from helpers.errors import DeviceError

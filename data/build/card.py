@@ -158,8 +158,9 @@ Greedy completions of `{prompt}` (15 new tokens):
 
 The models are made to run the notebooks: to load, quantise, measure and compare.  They know only the invented world of
 their training text and some simple sentence patterns.  They are of no use for anything else.  What they say about
-people, towns and hobbies is made up.  Speed and memory use measured with them say nothing about a 7B or 13B model;
-only the direction of an effect can be compared.
+people, towns and hobbies is made up.  Speed and memory use measured with them say nothing about a 7B or 13B model,
+not even the direction of an effect: in the [recorded runs](recorded/README.md) of one processor, 8 bits take longer than bf16
+for a token of `small`, and less long for a token of Llama-2 7B's shape.
 
 ## Licence
 
