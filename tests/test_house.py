@@ -1,11 +1,13 @@
 """The house of helpers/: arrows go one way, rooms stay small, nothing stands unused, and each name is where its docstring says."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
 import sys
 from functools import lru_cache
+from types import ModuleType
 
 import pytest
 
@@ -134,3 +136,19 @@ def test_helpers_import_without_torch():
     program = f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr[-500:]
+
+
+@pytest.mark.parametrize("path", sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "data").rglob("*.py")]), ids=lambda path: path.stem)
+def test_what_programs_take_from_the_house_is_there(path):
+    """Every name that tools/ and data/ read from helpers exists: no test runs all of these programs to their end."""
+    tree, rooms = ast.parse(path.read_text(encoding="utf-8")), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                thing = getattr(module, alias.name, None) or importlib.import_module(f"{node.module}.{alias.name}")
+                if isinstance(thing, ModuleType):
+                    rooms[alias.asname or alias.name] = thing
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in rooms:
+            assert hasattr(rooms[node.value.id], node.attr), f"{path.name}:{node.lineno} {node.value.id}.{node.attr}"

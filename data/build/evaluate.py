@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from helpers import quality
-from helpers.quality import perplexity, round_to_nearest
 
 PROMPT = "A great hobby to have is "  # with the space at the end
 NEW_TOKENS = 15
@@ -28,7 +27,7 @@ def load(folder, dtype, how):
 
     options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if how == "bitsandbytes" else {}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), device_map={"": "cpu"}, **options)
-    return round_to_nearest(model) if how == "rounded" else model.eval()
+    return quality.round_to_nearest(model) if how == "rounded" else model.eval()
 
 
 @torch.no_grad()
@@ -57,7 +56,8 @@ def evaluate_model(checkpoints, name, lines, say=print):
         if label == "bf16":
             result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         began = time.time()
-        value, count = perplexity(model, tokeniser, lines)
+        figures, _ = quality.score(quality.batches(model, quality.encode(tokeniser, lines)))
+        value, count = figures["perplexity"], figures["tokens"]
         spent = time.time() - began
         text, speed = completion(model, tokeniser)
         result["scored_tokens"] = count
