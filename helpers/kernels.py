@@ -104,7 +104,7 @@ def plan(settings, capability=None, asked=""):
     return found
 
 
-def plan_for(step, device, asked=None):
+def plan_for(step, device):
     """Return the Plan for ``step`` (a GPTQ step) on ``device``; with several GPUs ("cuda:0", "cuda:1"), for the oldest of them."""
     devices = [device] if isinstance(device, str) else list(device)
     capability = None
@@ -112,7 +112,7 @@ def plan_for(step, device, asked=None):
         import torch
 
         capability = min(torch.cuda.get_device_capability(each) for each in devices)
-    return plan(step.quantization, capability, step.kernel if asked is None else asked)
+    return plan(step.quantization, capability, step.kernel)
 
 
 def _unsupported(kernel, settings, capability):
@@ -135,7 +135,7 @@ def _unsupported(kernel, settings, capability):
         return f"it does not know groups of {group}"
     if bool(settings.get("sym", True)) not in layer.SUPPORTS_SYM or bool(settings.get("desc_act")) not in layer.SUPPORTS_DESC_ACT:
         return "it does not know this checkpoint's zero points or order of columns"
-    if "cpu" in [str(getattr(each, "value", each)) for each in layer.SUPPORTS_DEVICES] and len(layer.SUPPORTS_DEVICES) == 1:
+    if [each.value for each in layer.SUPPORTS_DEVICES] == ["cpu"]:
         return "it is a kernel for CPUs"
     return ""
 
@@ -159,18 +159,15 @@ def missing_tools():
     beside = sysconfig.get_path("scripts")
     if beside not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), beside]))  # at the end: what is there stays first
-    found = {"ninja": shutil.which("ninja"), "a C++ compiler (g++)": shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")}
-    found["nvcc (the CUDA compiler)"] = _nvcc()
-    found["Python.h (Debian: python3-dev)"] = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+    from torch.utils.cpp_extension import CUDA_HOME  # where torch will look for nvcc: CUDA_HOME, CUDA_PATH, or nvcc on the PATH
+
+    found = {
+        "ninja": shutil.which("ninja"),
+        "nvcc (the CUDA compiler)": CUDA_HOME and shutil.which("nvcc", path=Path(CUDA_HOME) / "bin"),
+        "a C++ compiler (g++)": shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++"),
+        "Python.h (Debian: python3-dev)": (Path(sysconfig.get_path("include")) / "Python.h").is_file(),
+    }
     return [name for name, there in found.items() if not there]
-
-
-def _nvcc():
-    """Whether the CUDA compiler is where torch will look for it."""
-    from torch.utils import cpp_extension
-
-    home = cpp_extension.CUDA_HOME  # from CUDA_HOME, CUDA_PATH, or nvcc on the PATH, when torch.utils.cpp_extension was imported
-    return bool(home) and any((Path(home) / "bin" / name).is_file() for name in ("nvcc", "nvcc.exe"))
 
 
 def make_ready(kernel):
@@ -181,14 +178,17 @@ def make_ready(kernel):
     library()
     from gptqmodel import extension as extensions
 
-    _bring_kept(extension)
+    here, kept = _builds(extension)
+    if kept:
+        _copy(kept, here)
     try:
         with machine.quiet(keep_stderr=True, show=f"Compiling the GPU kernel {NAMES[kernel]}, once on this machine, usually {usually}"):
             extensions.load(name=extension)
     except Exception as error:  # whatever a build can raise: the next kernel takes over
         _failed[kernel] = f"its compilation failed ({_what_failed(str(error))})"
         return _failed[kernel]
-    _keep(extension)
+    if kept:
+        _copy(here, kept)
     return ""
 
 
@@ -202,39 +202,24 @@ def _what_failed(log):
     return re.sub(r"^- .*? JIT extension: ", "", said.split(" | ")[0])[:300]
 
 
-def _cache(extension):
-    """The library's folder of builds of ``extension``."""
+def _builds(extension):
+    """The folders of compiled ``extension``: the library's own, and the one in KERNELS_DIR that outlives this machine (None without it)."""
     from gptqmodel.utils.cpp import default_torch_ops_build_root
 
-    return default_torch_ops_build_root(extension)
-
-
-def _bring_kept(extension):
-    """Copy builds of ``extension`` from the folder KERNELS_DIR, if it is set, to where the library looks for them."""
     kept = os.environ.get("KERNELS_DIR")
-    if kept:
-        _copy(Path(kept) / extension, _cache(extension))
-
-
-def _keep(extension):
-    """Copy the builds of ``extension`` to KERNELS_DIR, if it is set; a folder that cannot be written (a Kaggle data set) is left as it is."""
-    kept = os.environ.get("KERNELS_DIR")
-    if kept:
-        try:
-            _copy(_cache(extension), Path(kept) / extension)
-        except OSError as error:
-            print(
-                f"The compiled kernel could not be kept in KERNELS_DIR={kept} ({error.strerror}); it works all the same, and is compiled again on the next machine."
-            )
+    return default_torch_ops_build_root(extension), Path(kept) / extension if kept else None
 
 
 def _copy(source, target):
-    """Copy the compiled libraries below ``source`` that ``target`` lacks; each appears there whole."""
-    for path in sorted(source.glob("*/*.so")) + sorted(source.glob("*/*.pyd")):
+    """Copy the compiled libraries below ``source`` that ``target`` lacks, each whole; say so where that cannot be done (a read-only data set)."""
+    for path in (*source.glob("*/*.so"), *source.glob("*/*.pyd")):
         copy = target / path.relative_to(source)
         if not copy.exists():
-            with files.whole(copy) as part:
-                shutil.copyfile(path, part)
+            try:
+                with files.whole(copy) as part:
+                    shutil.copyfile(path, part)
+            except OSError as error:
+                print(f"The compiled kernel could not be copied to {target} ({error.strerror or error}); it works all the same.")
 
 
 def remember(model, found):
@@ -268,10 +253,10 @@ def _prepare(settings, device, asked):
             raise DeviceError(f"The kernel for GPTQ could not be made ready: its process failed ({error}) Or set TIER=embedded.") from None
 
 
-def ready(found, say=print):
+def ready(found):
     """Make the first kernel of the Plan ``found`` that can be made ready its ``kernel``; each one that fails is said."""
     while why := make_ready(found.kernel):
-        say(f"{NAMES[found.kernel]}: {why}.")
+        print(f"{NAMES[found.kernel]}: {why}.")
         found.fail(why)
     return found
 

@@ -304,22 +304,22 @@ def test_importing_the_library_leaves_torchs_allocator_alone():
     assert done.stdout.split() == ["None"], done.stderr[-1000:]
 
 
-def test_builds_are_kept_and_brought_back(monkeypatch, tmp_path, capsys):
-    cache, kept = tmp_path / "cache", tmp_path / "kept"
-    monkeypatch.setattr(kernels, "_cache", lambda extension: cache / extension)
-    monkeypatch.setenv("KERNELS_DIR", str(kept))
-    built = cache / "exllamav2" / "0123abcd" / "ops.so"
+def test_builds_are_kept_and_brought_back(gpu, monkeypatch, tmp_path, capsys):
+    compiled = gpu()
+    monkeypatch.setenv("GPTQMODEL_TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERNELS_DIR", str(tmp_path / "kept"))
+    built = tmp_path / "cache" / "exllamav2" / "0123abcd" / "ops.so"
     built.parent.mkdir(parents=True)
     built.write_bytes(b"library")
     (built.parent / "ops.o").write_bytes(b"rest")
-    kernels._keep("exllamav2")
-    assert [path.name for path in kept.rglob("*") if path.is_file()] == ["ops.so"]
-    built.unlink()
-    kernels._bring_kept("exllamav2")
-    assert built.read_bytes() == b"library"
-    monkeypatch.setattr(kernels, "_copy", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
-    kernels._keep("exllamav2")
-    assert "could not be kept in KERNELS_DIR" in capsys.readouterr().out
+    assert kernels.make_ready("exllama_v2") == "" and compiled == ["exllamav2"]
+    assert [path.name for path in (tmp_path / "kept").rglob("*.*")] == ["ops.so"]
+    built.unlink()  # on the next machine
+    assert kernels.make_ready("exllama_v2") == "" and built.read_bytes() == b"library" and not capsys.readouterr().out
+    (tmp_path / "kept" / "exllamav2" / "0123abcd" / "ops.so").unlink()
+    monkeypatch.setattr(kernels.shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    assert kernels.make_ready("exllama_v2") == ""
+    assert "could not be copied" in capsys.readouterr().out
 
 
 def test_the_row_says_which_kernel_it_was(models):
