@@ -71,6 +71,16 @@ def test_the_map_is_that_of_the_house():
     assert rooms == set(re.findall(r"^\| `([\w/]+)` \|", text, flags=re.M))
 
 
+def test_what_the_map_points_at_is_there():
+    """Files of helpers/ that the map names, and functions that stand in backquotes, in the room whose row names them."""
+    rows = re.findall(r"^\| `([\w/]+)` \|.*\| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.M)
+    for room, examples in rows:
+        files = sorted((ROOT / "helpers").glob(f"{room.strip('/')}/**/*.py" if room.endswith("/") else f"{room}.py"))
+        defined = {found for path in files for found in re.findall(r"^(?:def|class) (\w+)", path.read_text(encoding="utf-8"), flags=re.M)}
+        for named in re.findall(r"`([\w/.]+)`", examples):
+            assert (ROOT / "helpers" / named).is_file() if "/" in named else named in defined | {"from_pretrained"}, f"{room}: {named}"
+
+
 @pytest.mark.parametrize("path", FORMS, ids=name)
 def test_issue_forms(path):
     form = yaml.safe_load(path.read_text(encoding="utf-8"))
