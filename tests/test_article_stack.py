@@ -417,7 +417,8 @@ def test_timing_came_through(answers):
             assert result.median("tpot") > 0 and run["empty_biases"] == 28 and sum(run["operations"].values()) > 0
 
 
-def test_rows_land_in_the_ledger(answers, tmp_path):
+def test_rows_land_in_the_ledger(answers, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
     path = tmp_path / "ledger.jsonl"
     for step, answer in answers.values():
         row = old_stack.make_row(step, answer)
@@ -425,7 +426,7 @@ def test_rows_land_in_the_ledger(answers, tmp_path):
         assert ledger.read(path, engine=None)[-1] == row
         assert row["title"] == f"{step.title} (2024 stack)" and row["versions"]["torch"] == "2.2.1" and row["dtype"] == "float16"
         assert row["weight_bytes"] == step.bytes and row["device"] == answer["device"]
-        assert [each["title"] for each in timed.beside(step, path=path)] == [row["title"]]
+        assert [each["title"] for each in timed.beside(step)] == [row["title"]]
     assert ledger.read(path) == [] and len(ledger.read(path, engine=old_stack.ENGINE)) == 2
 
 
