@@ -164,7 +164,7 @@ def try_out(environment, folder):
             problems.append(f"{path.name}, {found['error']}")
         elif found["setup_again"] > 1:
             problems.append(f"{path.name}: a second set-up took {found['setup_again']:.1f} s.")
-    done = run(str(environment / "bin" / "python"), "-c", "from helpers import access; access.ask_for_token()", cwd=course, env=variables, check=False)
+    done = run(str(environment / "bin" / "python"), "-c", "from helpers.models import hub; hub.ask_for_token()", cwd=course, env=variables, check=False)
     if done.returncode:
         problems.append(f"the field for a token cannot be shown: {done.stderr[-500:]}")
     after = packages(environment)
