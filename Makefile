@@ -28,15 +28,14 @@ SLOW := article_stack data_build hub quantise serving tools_gpu
 run: .venv/ready
 	@$(BIN)/python -m tools.run
 
-# OMP_WAIT_POLICY: where other programs compute too, threads that wait give their core away; without it a test can take ten times as long
 test: .venv/tools
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks tests
+	@$(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks tests
 
 test-fast: .venv/tools
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q $(SLOW:%=--ignore=tests/test_%.py) tests
+	@$(BIN)/python -m pytest -q $(SLOW:%=--ignore=tests/test_%.py) tests
 
 notebooks: .venv/tools
-	@OMP_WAIT_POLICY=PASSIVE TIER=embedded RESULTS_DIR="$$(mktemp -d)" $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks
+	@TIER=embedded RESULTS_DIR="$$(mktemp -d)" $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks
 
 lab: .venv/lab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

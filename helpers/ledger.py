@@ -11,6 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
+from statistics import median
 
 from helpers import ROOT, kernels, loading, machine
 from helpers.errors import CourseError
@@ -18,9 +19,11 @@ from helpers.models import choose
 from helpers.models.catalogue import STEPS
 from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
-from helpers.timing import measure
+from helpers.timing import UNSTEADY, Call, measure, spread
 
 SCHEMA = 1
+NOISE = 5  # per cent: a smaller change counts as none
+COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the first call
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
 REQUIRED = {
     "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str, "prompt": str,
@@ -73,7 +76,10 @@ def measured(timing, packages=PACKAGES):
         "tpot_s": timing.median("tpot"),
         "decode_tokens_per_s": timing.decode_rate,
         **{f"{name}_bytes": getattr(timing, name) for name in ("peak_gpu_allocated", "peak_gpu_reserved", "peak_rss")},
-        "cores": os.cpu_count(),
+        "threads": timing.threads,
+        **({"others_cores": timing.load.others, "steal_cores": timing.load.steal, "involuntary_switches": timing.load.switches} if timing.load else {}),
+        "cold_others_cores": timing.cold.others,
+        "cores": machine.cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in packages},
@@ -116,10 +122,18 @@ def read(path=None, engine="transformers"):
     return rows
 
 
+def history(rows, tier, device):
+    """Return {step number: all its rows} among ``rows`` measured on ``tier`` and ``device`` by notebooks 01 to 04. First used in notebook 05."""
+    found = {}
+    for row in rows:
+        if row["step"] and row["tier"] == tier and row["device"] == device and "run" not in row:
+            found.setdefault(row["step"], []).append(row)
+    return found
+
+
 def latest(rows, tier, device):
     """Return {step number: its newest row} among ``rows`` measured on ``tier`` and ``device`` by notebooks 01 to 04, in the steps' order."""
-    chosen = {row["step"]: row for row in rows if row["step"] and row["tier"] == tier and row["device"] == device and "run" not in row}
-    return dict(sorted(chosen.items()))
+    return {number: found[-1] for number, found in sorted(history(rows, tier, device).items())}
 
 
 def steps(tier, missing=(), **options):
@@ -164,6 +178,42 @@ def _problem(row):
         if not usable:
             return f"lacks a usable {key!r}"
     return None
+
+
+def disturbed(row, key="warm_wall_s"):
+    """Why no verdict may be built on ``row``'s figure ``key``, in words; "" if it stands. Rows without the keys of ``measured`` are taken as they are."""
+    others, cores = row.get("cold_others_cores" if key in COLD else "others_cores") or 0, row.get("cores") or 1
+    if others > machine.QUIET and others + (row.get("threads") or cores) > cores + machine.QUIET:
+        return f"other programs used {others:.1f} of {cores} cores"
+    differ = spread([Call(**call) for call in row.get("warm", ())])
+    return f"the repeats differ by {100 * differ:.0f} %" if differ > UNSTEADY else ""
+
+
+def mark(row):
+    """The mark of ``row`` in tables and charts: a sign and a word, "" for a figure that stands. First used in notebook 01."""
+    found = disturbed(row)
+    return "" if not found else "~ busy" if "programs" in found else "~ noisy"
+
+
+def difference(before, after, key):
+    """(change in per cent, noise in per cent, why it is noisy or "") of the figure ``key`` from rows ``before`` to rows ``after``.
+
+    before, after: all rows of a step on one machine, at least one each; the medians are compared. Rows that were disturbed are left out where
+    others are there. The noise is how far the rows of one side lie apart, at least the interquartile range of their warm calls and NOISE; it
+    has no end where only disturbed rows are there. A change that is not larger than the noise is none. First used in notebook 05.
+    """
+    middles, noise, why = [], NOISE, ""
+    for rows in (before, after):
+        calm = [row for row in rows if not disturbed(row, key)]
+        if not calm:
+            noise, why = inf, f"{rows[-1].get('title', 'a step')}: {disturbed(rows[-1], key)}"
+        values = [row[key] for row in calm or rows]
+        middle = median(values)
+        within = [100 * spread([Call(**call) for call in row.get("warm", ())]) for row in calm or rows]
+        noise = max(noise, 100 * (max(values) - min(values)) / middle, *within)
+        middles.append(middle)
+    why = why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
+    return 100 * (middles[1] - middles[0]) / middles[0], noise, why
 
 
 def recorded_rows():

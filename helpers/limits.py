@@ -17,7 +17,7 @@ from helpers.models import choose
 from helpers.models.catalogue import FORMATS, LLAMA_2, STEPS, Shape
 from helpers.timing import seconds
 
-LARGEST = 2**29  # bytes of the buffer: more than a large server's cache, and filled in a quarter of a second
+LARGEST = max(2**29, 4 * machine.last_level_cache())  # bytes of the buffer: several times the last-level cache; half a GiB is filled in a quarter of a second
 SMALLEST = 2**20  # below this, the start of a kernel takes longer than the reading
 BUDGET = 0.35  # seconds of reading, after one warm-up read of each kernel
 HARDWARE, PUBLISHED = ROOT / "data" / "hardware.json", ROOT / "data" / "published_speed.json"
@@ -33,7 +33,7 @@ def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
 
     The fastest of repeated reads by a few real kernels of torch, each of which reads every byte once, as decoding reads the weights. Best of
     several, after a warm-up, is the rule of STREAM (McCalpin, 1995, https://www.cs.virginia.edu/stream/). A ``size`` that fits into a cache
-    gives the cache's bandwidth: a small model is read from there as well; it is kept between 1 MiB and 512 MiB, and below a quarter of the
+    gives the cache's bandwidth: a small model is read from there as well; it is kept between 1 MiB and LARGEST, and below a quarter of the
     free memory. On a CPU, one thread is tried too: on a busy machine threads wait for each other. device: as for machine.get_device, and
     raises what that raises. First used in notebook 07.
     """

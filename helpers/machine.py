@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,8 @@ try:
 except ImportError:  # Windows
     getrusage = None
 OLDEST_CAPABILITY = (7, 5)  # Turing (T4, RTX 20): today's torch has no kernels for older GPUs, e.g. Kaggle's P100 (6.0)
+TICK = 0.01  # seconds: what processor time is counted in
+QUIET = 0.3  # cores: what other programs may use while something is measured
 NATIVE_BF16 = (8, 0)  # Ampere: NVIDIA, CUDA C++ Programming Guide, table of arithmetic by compute capability
 
 
@@ -226,11 +229,25 @@ def device_name(device=None):
     device = get_device(device)
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    name, threads = platform.processor() or platform.machine(), torch.get_num_threads()
+    name, count = platform.processor() or platform.machine(), cores()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return f"CPU ({name}, {threads} thread{'s' * (threads != 1)})"
+    return f"CPU ({name}, {count} core{'s' * (count != 1)})"
+
+
+def cores():
+    """How many cores this process may use (a hyperthread counts as one)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def last_level_cache():
+    """Bytes of the processor's largest cache (one of several in a large server) as Linux tells it; 0 where it does not."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(path.read_text().strip().removesuffix("K")) * 1024)
+    return max(sizes)
 
 
 def in_use(device):
@@ -291,11 +308,41 @@ def out_of_memory(error, device, doing, report=""):
     )
 
 
+class Load:
+    """How busy the machine is with other things, from its making until ``stop``.
+
+    others: cores that other programs used, on average. steal: cores that the host took from this virtual machine. switches: how often this
+    process was made to leave its core (involuntary context switches, getrusage(2)); None on Windows. Systems count in hundredths of a second, so
+    two of them are taken off: what remains is sure, and a stretch of a few milliseconds says 0.
+    """
+
+    def __init__(self):
+        self.before, self.others, self.steal, self.switches = self._now(), 0.0, 0.0, None
+
+    @staticmethod
+    def _now():
+        import psutil
+
+        times = psutil.cpu_times()
+        busy = sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0) - getattr(times, "guest_nice", 0)
+        steal, switches = getattr(times, "steal", 0.0), getrusage(RUSAGE_SELF).ru_nivcsw if getrusage else None
+        return time.perf_counter(), busy - steal, sum(os.times()[:4]), steal, switches  # os.times: this process and its children
+
+    def stop(self):
+        """Note the figures, and return this Load."""
+        (start, busy, own, steal, switches), (end, *now) = self.before, self._now()
+        span = max(end - start, 1e-9)
+        shares = ((value - 2 * TICK) / span for value in (now[0] - busy - (now[1] - own), now[2] - steal))
+        self.others, self.steal = (max(0.0, min(share, os.cpu_count() or 1)) for share in shares)
+        self.switches = None if switches is None else now[3] - switches
+        return self
+
+
 def busy_cores():
     """How many cores are busy now, before our own process starts."""
-    import psutil
-
-    return psutil.cpu_percent(interval=0.3) / 100 * psutil.cpu_count()
+    load = Load()
+    time.sleep(0.3)
+    return load.stop().others
 
 
 def cpu_times():

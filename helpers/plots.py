@@ -7,6 +7,7 @@ import html
 import io
 from dataclasses import replace
 
+from helpers import ledger
 from helpers.models.catalogue import STEPS
 from helpers.setup import results_dir
 from helpers.timing import seconds
@@ -50,7 +51,16 @@ def comparison_table(rows):
     for number, row in rows.items():
         rate, size = row.get("decode_tokens_per_s"), row.get("weight_bytes")
         lines[label(number, rows)] |= {"tokens/s": "-" if rate is None else f"{rate:,.1f}", "weights": "-" if size is None else f"{size / 1e6:,.1f} MB"}
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
+    return marked(pd.DataFrame.from_dict(lines, orient="index").rename_axis("step"), list(rows.values()))
+
+
+def marked(table, rows):
+    """``table``, one line a row of ``rows``, with the threads, and with the marks of rows that were disturbed (see ledger.mark) if any was."""
+    if any(row.get("threads") for row in rows):
+        table["threads"] = [row.get("threads") or "-" for row in rows]
+    if any(marks := [ledger.mark(row) for row in rows]):
+        table["mark"] = marks
+    return table
 
 
 def times(row):
@@ -73,7 +83,10 @@ def comparison_text(rows):
     """The facts of ``comparison_chart`` as one sentence."""
     if not rows:
         return "nothing measured yet."
-    parts = [f"{label(n, rows)} took {seconds(r['wall_s'])} wall and {seconds(r['cpu_total_s'])} CPU total" for n, r in rows.items()]
+    parts = [
+        f"{label(n, rows)} took {seconds(r['wall_s'])} wall and {seconds(r['cpu_total_s'])} CPU total" + (f" ({ledger.mark(r)})" if ledger.mark(r) else "")
+        for n, r in rows.items()
+    ]
     return f"{source(next(iter(rows.values())))}: " + "; ".join(parts) + "."
 
 
@@ -119,7 +132,7 @@ def bars(axes, rows):
             axes.bar(place + side, value, 0.38, color=COLOURS[name], hatch=HATCHES[name], edgecolor="white", label=name if place == 0 else None)
             text = seconds(value) if number in rows else "–"
             axes.text(place + side, value + highest / 60, text, ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(STEPS)), [label(n, rows) for n in STEPS])
+    axes.set_xticks(range(len(STEPS)), [label(n, rows) + (f"\n{ledger.mark(rows[n])}" if ledger.mark(rows.get(n, {})) else "") for n in STEPS])
     axes.set_ylabel("seconds")
     axes.set_ylim(0, highest * 1.15)
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,6 +16,7 @@ from helpers.loading.memory import hollow
 
 PROMPT, NEW_TOKENS = map(json.loads((ROOT / "data" / "article.json").read_text(encoding="utf-8")).get, ("prompt", "new_tokens"))
 WARMUPS, REPEATS = 2, 5
+UNSTEADY, AGAIN, LONG = 0.1, 2, 60  # repeats that differ by more (IQR / median) are repeated, at most twice; not where a round takes over a minute
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Call:
     wall: float
     ttft: float
     new_tokens: int
+    others: float = 0.0  # cores that other programs used meanwhile, see machine.Load
 
     @property
     def cpu_total(self):
@@ -55,7 +57,8 @@ class Timing:
     """What was measured on one loaded model: the cold call by itself, the warm repeats by themselves.
 
     prompt_tokens: tokens of the prompt, begin-of-sequence included. batch: sequences at a time. text: the first one's completion.
-    peak_gpu_*: bytes, None without a GPU. peak_rss: highest resident set of the process so far, in bytes.
+    peak_gpu_*: bytes, None without a GPU. peak_rss: highest resident set of the process so far, in bytes. load: how busy the machine was
+    during warm-ups and repeats.
     """
 
     cold: Call
@@ -69,6 +72,8 @@ class Timing:
     peak_rss: int | None = None
     token_ids: list[int] = field(default_factory=list)
     batch: int = 1
+    threads: int | None = None
+    load: machine.Load | None = None
 
     def median(self, quantity):
         """Median of ``quantity`` (a field or property of Call) over the warm repeats; None if it was not measured."""
@@ -158,6 +163,7 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
 
     first = _FirstToken(synchronise)
     synchronise()
+    load = machine.Load()
     user, system = machine.cpu_times()
     start = time.perf_counter()
     try:
@@ -184,10 +190,11 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
         raise problem
     end = time.perf_counter()
     user_end, system_end = machine.cpu_times()
+    load.stop()
     new = output[0, ids.shape[1] :].tolist()
     if len(new) != new_tokens:
         raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
-    return Call(user_end - user, system_end - system, end - start, first.time - start, len(new)), new
+    return Call(user_end - user, system_end - system, end - start, first.time - start, len(new), load.others), new
 
 
 def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, warmups=WARMUPS, repeats=REPEATS, **options):
@@ -206,10 +213,13 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
     gpus = range(torch.cuda.device_count()) if model.device.type == "cuda" else ()
     for gpu in gpus:
         torch.cuda.reset_peak_memory_stats(gpu)
+    load = machine.Load()
     calls = [generate_once(model, tokenizer, prompt, new_tokens, **options)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
+    warm = steadiest(calls[warmups:], lambda: [generate_once(model, tokenizer, prompt, new_tokens, **options)[0] for _ in range(repeats)])
+    load.stop()
     return Timing(
         cold=cold,
-        warm=calls[warmups:],
+        warm=warm,
         prompt=prompt if isinstance(prompt, str) else tokenizer.decode(inputs[0], skip_special_tokens=True),
         prompt_tokens=inputs.shape[1],
         batch=inputs.shape[0],
@@ -219,7 +229,28 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         peak_gpu_allocated=sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None,
         peak_gpu_reserved=sum(map(torch.cuda.max_memory_reserved, gpus)) if gpus else None,
         peak_rss=machine.peak_rss(),
+        threads=torch.get_num_threads(),
+        load=load,
     )
+
+
+def steadiest(calls, again):
+    """``calls``, or where their wall times differ by more than UNSTEADY, the steadiest of them and of up to AGAIN further rounds of ``again()``."""
+    rounds = [calls]
+    while len(calls) > 1 and unsteady(rounds[-1]) and len(rounds) <= AGAIN and sum(call.wall for call in calls) < LONG:
+        rounds.append(again())
+    return min(rounds, key=spread)
+
+
+def spread(calls):
+    """Interquartile range of the wall times of ``calls``, as a share of their median; 0 with fewer than two."""
+    walls = [call.wall for call in calls]
+    return (iqr(walls) or 0) / median(walls) if walls else 0
+
+
+def unsteady(calls):
+    """Whether the wall times of ``calls`` differ by more than UNSTEADY."""
+    return spread(calls) > UNSTEADY
 
 
 class _FirstToken:

@@ -4,14 +4,13 @@ The claims stand in ``data/article.json``; notebook 09 has a rule for each. Firs
 """
 
 from dataclasses import dataclass
-from statistics import median
 
 from helpers import benchmark, ledger, plots
-from helpers.article import breakdown, change
-from helpers.timing import iqr, seconds
+from helpers.article import breakdown
+from helpers.timing import seconds
 
 HOLDS, OTHERWISE, NOT, UNKNOWN = "holds", "holds for another reason", "does not hold", "can't be told on this hardware"
-NOISE = 5  # per cent: a smaller change counts as none; where the warm calls of a step differ by more, that counts
+NOISE = ledger.NOISE
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class Evidence:
         rows = [self.steps.get(key) for key in (before, after)]
         if None in rows or not all(row.get("warm_wall_s") for row in rows):
             return None
-        return *(change(rows[0][what], rows[1][what]) for what in ("wall_s", "warm_wall_s")), max(NOISE, *map(_spread, rows))
+        found = [ledger.difference([rows[0]], [rows[1]], key) for key in ("wall_s", "warm_wall_s")]
+        return *(percent for percent, _, _ in found), max(noise for _, noise, _ in found)
 
 
 def own(rows, quality):
@@ -56,9 +56,3 @@ def savings(found):
     parts = [(what, after - before) for what, before, after in breakdown.changes(found.steps) if after is not None]
     largest = sorted((part for part in parts if part[1] < 0), key=lambda part: part[1])[:2]
     return "; most of it: " + ", ".join(f"{what} ({seconds(-value)})" for what, value in largest) if largest else ""
-
-
-def _spread(row):
-    """Interquartile range of the warm calls' wall times in per cent of their median; 0 with fewer than two."""
-    walls = [call["wall"] for call in row["warm"]]
-    return 100 * (iqr(walls) or 0) / median(walls)

@@ -3,6 +3,9 @@
 First used in notebook 05.
 """
 
+from statistics import median
+
+from helpers import ledger
 from helpers.article import ARTICLE, article_rows, change, markdown
 from helpers.plots import comparison_table, label, source
 from helpers.timing import seconds
@@ -46,32 +49,46 @@ def completions_table(rows):
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
 
 
-def conclusions(rows):
-    """Return what ``rows`` ({step: ledger row}) show, as sentences; each follows from the figures, none is written in advance."""
+def conclusions(rows, history=None):
+    """Return what ``rows`` ({step: ledger row}) show, as sentences; each follows from the figures, none is written in advance.
+
+    history: {step: all its rows on that machine}, see ledger.history; comparisons are made with all of them, and say so where they differ too
+    much. Without it, with ``rows`` alone.
+    """
+    history = history or {number: [row] for number, row in rows.items()}
+
+    def differ(before, after, key):
+        return ledger.difference(history[before], history[after], key)
+
     if not rows:
         return ["Nothing was measured yet: run notebooks 01 to 04 first."]
     missing = [str(n) for n in article_rows() if n not in rows]
     said = [f"Not measured yet: step {', '.join(missing)}. Run its notebook first."] if missing else []
     if 1 in rows and 4 in rows:
-        ours, theirs = change(rows[1]["wall_s"], rows[4]["wall_s"]), change(*(article_rows()[n]["wall_s"] for n in (1, 4)))
-        said.append(f"First call, step 1 to step 4: {_more_or_less(ours, 'wall time')} here, {_more_or_less(theirs, 'wall time')} in the article.")
+        theirs = change(*(article_rows()[n]["wall_s"] for n in (1, 4)))
+        said.append(
+            f"First call, step 1 to step 4: {_more_or_less('wall time', *differ(1, 4, 'wall_s'))} here, {_more_or_less('wall time', theirs)} in the article."
+        )
     warm = {n: r for n, r in rows.items() if r.get("warm_wall_s") and r.get("tpot_s")}
     if warm:
         ratios = [r["wall_s"] / r["warm_wall_s"] for r in warm.values()]
         text = f"A first call took {min(ratios):.1f} to {max(ratios):.1f} times as long as a warm one"
-        visible = max(ratios) > 1.1
-        said.append(text + (": it measures start-up and decoding together." if visible else ": no start-up can be seen here."))
+        troubled = [f"step {label(n, rows)}: {why}" for n, r in warm.items() if (why := ledger.disturbed(r, "wall_s") or ledger.disturbed(r))]
+        visible = "it measures start-up and decoding together" if max(ratios) > 1.1 else "no start-up can be seen here"
+        said.append(f"{text}: {visible}." if not troubled else f"{text}, but that is too noisy to conclude from ({'; '.join(troubled)}).")
     if 1 in warm and 4 in warm:
-        said.append(f"Warm call, step 1 to step 4: {_more_or_less(change(rows[1]['warm_wall_s'], rows[4]['warm_wall_s']), 'wall time')}.")
+        said.append(f"Warm call, step 1 to step 4: {_more_or_less('wall time', *differ(1, 4, 'warm_wall_s'))}.")
     if 3 in warm and 4 in warm:
         ratio = rows[4]["weight_bytes"] / rows[3]["weight_bytes"]
-        slower = change(rows[3]["tpot_s"], rows[4]["tpot_s"])
-        said.append(f"Step 3 to step 4, a larger model, both GPTQ: {ratio:.2f} times the bytes, {_more_or_less(slower, 'time a token')}.")
+        slower = _more_or_less("time a token", *differ(3, 4, "tpot_s"))
+        said.append(f"Step 3 to step 4, a larger model, both GPTQ: {ratio:.2f} times the bytes, {slower}.")
     if len(warm) > 1:
-        fast, slow = (pick(warm, key=lambda n: warm[n]["tpot_s"]) for pick in (min, max))
+        middle = {n: median(row["tpot_s"] for row in history[n] if row.get("tpot_s")) for n in warm}
+        fast, slow = (pick(warm, key=middle.get) for pick in (min, max))
+        ends = f"step {label(fast, rows)} ({seconds(middle[fast])}), the longest step {label(slow, rows)} ({seconds(middle[slow])})"
+        percent, noise, why = differ(fast, slow, "tpot_s")
         said.append(
-            f"The shortest time a token has step {label(fast, rows)} ({seconds(warm[fast]['tpot_s'])}), the longest step {label(slow, rows)} "
-            f"({seconds(warm[slow]['tpot_s'])})."
+            f"The shortest time a token has {ends}." if abs(percent) > noise else f"Which step has the shortest time a token is too noisy to tell{_why(why)}."
         )
     if 2 in rows:
         said += [_against_bf16(rows, n) for n in (1, 3) if n in rows]
@@ -84,8 +101,8 @@ def conclusions(rows):
     return said
 
 
-def report(rows):
-    """Return everything above as one Markdown text, with the place and the dates of the measurements."""
+def report(rows, history=None):
+    """Return everything above as one Markdown text, with the place and the dates of the measurements. history: see ``conclusions``."""
     if not rows:
         return "Nothing was measured yet.\n"
     dates = sorted(r["date"] for r in rows.values())
@@ -96,16 +113,20 @@ def report(rows):
         f"## The article's changes\n\n{markdown(changes_table(rows))}",
         f"## Completions\n\n{markdown(completions_table(rows))}",
         "## What your figures show",
-        "\n".join(f"- {sentence}" for sentence in conclusions(rows)),
+        "\n".join(f"- {sentence}" for sentence in conclusions(rows, history)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _more_or_less(percent, what):
-    """A relative change in words; below 5 % it is within what repeated runs differ by."""
-    if abs(percent) < 5:
-        return f"about the same {what} ({percent:+.0f} %)"
-    return f"{abs(percent):.0f} % {'less' if percent < 0 else 'more'} {what}"
+def _more_or_less(what, percent, noise=ledger.NOISE, why=""):
+    """A relative change in words, see ledger.difference; one that is not larger than the noise is none."""
+    if abs(percent) >= noise:
+        return f"{abs(percent):.0f} % {'less' if percent < 0 else 'more'} {what}"
+    return f"about the same {what} ({percent:+.0f} %)" if not why else f"{what} too noisy to tell ({percent:+.0f} %, and {why})"
+
+
+def _why(why):
+    return f" ({why})" if why else ""
 
 
 def _against_bf16(rows, number):

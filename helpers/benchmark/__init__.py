@@ -158,7 +158,7 @@ def table(rows):
         }
         for row in pool(rows).values()
     ]
-    return pd.DataFrame(lines).set_index("step") if lines else pd.DataFrame()
+    return plots.marked(pd.DataFrame(lines).set_index("step"), list(pool(rows).values())) if lines else pd.DataFrame()
 
 
 def by_step(rows):

@@ -79,7 +79,6 @@ def measure(job):
             "peak_rss_loading_bytes": load_peak,
             "modules_loaded_by_first_call": sum(kind == "module" for kind, _ in new),
             "libraries_loaded_by_first_call": sum(kind == "library" for kind, _ in new),
-            "threads": torch.get_num_threads(),
             "floor_bytes": int(limits.step_bytes(step.shape, step.format, context, batch)),
         })  # fmt: skip
         rows[-1]["peak_generating_bytes"] = machine.peak(device, partial(timing.generate_once, model, tokenizer, prompt, job.new_tokens))

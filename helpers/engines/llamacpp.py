@@ -205,7 +205,7 @@ def _ggml():
 def load(path, threads=None, context=None, **settings):
     """Load a GGUF file on the CPU and return the xllamacpp.Server that answers for it (``server.listening_address``: on 127.0.0.1).
 
-    threads: by default as many as torch uses. context: tokens, by default the model's own. settings: more of xllamacpp.CommonParams. Raises
+    threads: see choose.threads; by default as many as torch uses. context: tokens, by default the model's own. settings: more of xllamacpp.CommonParams. Raises
     CheckpointError if the file is missing or damaged.
     """
     import xllamacpp

@@ -7,7 +7,7 @@ import time
 
 from helpers import ROOT, ledger, limits, machine, plots
 from helpers.errors import TokenCountError
-from helpers.timing import NEW_TOKENS, PROMPT, REPEATS, WARMUPS, Call, Timing, seconds
+from helpers.timing import NEW_TOKENS, PROMPT, REPEATS, WARMUPS, Call, Timing, seconds, steadiest
 
 COLOURS = {"transformers": "#0072b2", "llama.cpp": "#d55e00", "onnxruntime": "#009e73", "2024 stack": "#cc79a7"}  # Okabe and Ito's palette
 HATCHES = {"transformers": "", "llama.cpp": "///", "onnxruntime": "...", "2024 stack": "xxx"}
@@ -25,14 +25,16 @@ def answer_once(answer, new_tokens=NEW_TOKENS):
         if not first:
             first.append(time.perf_counter())
 
+    load = machine.Load()
     user, system = machine.cpu_times()
     start = time.perf_counter()
     new = answer(new_tokens, arrived)
     end = time.perf_counter()
     user_end, system_end = machine.cpu_times()
+    load.stop()
     if len(new) != new_tokens or not first:
         raise TokenCountError(f"The engine returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
-    return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens), new
+    return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens, load.others), new
 
 
 def measure(answer, ids, decode, repeats=REPEATS):
@@ -43,8 +45,10 @@ def measure(answer, ids, decode, repeats=REPEATS):
     from tqdm.auto import trange
 
     cold, new = answer_once(answer)
+    load = machine.Load()
     calls = [answer_once(answer)[0] for _ in trange(WARMUPS + repeats, desc="warm-ups and repeats")]
-    return Timing(cold, calls[WARMUPS:], PROMPT, len(ids), NEW_TOKENS, decode(new), peak_rss=machine.peak_rss(), token_ids=new)
+    warm = steadiest(calls[WARMUPS:], lambda: [answer_once(answer)[0] for _ in range(repeats)])
+    return Timing(cold, warm, PROMPT, len(ids), NEW_TOKENS, decode(new), peak_rss=machine.peak_rss(), token_ids=new, load=load.stop())
 
 
 def make_row(engine, name, timing, like, packages=(), kernel="", **other):
@@ -116,7 +120,7 @@ def table(rows):
         return pd.DataFrame()
     found = pd.DataFrame([{"model": row["title"], "engine": row.get("engine", "transformers"), **plots.times(row)} for row in rows]).set_index("model")
     found.insert(6, "weights", [f"{row['weight_bytes'] / 1e6:,.1f} MB" for row in rows])  # before the floor
-    return found
+    return plots.marked(found, rows)
 
 
 def chart(rows, save_as=None):
@@ -130,8 +134,13 @@ def chart(rows, save_as=None):
         axes.text(value * 1.05 if wide else value + highest / 100, place, seconds(row["tpot_s"]), va="center", fontsize=8)
         if floor:
             axes.plot([1000 * floor] * 2, [place - 0.35, place + 0.35], color="black", linewidth=2)
-        said.append(f"{row['title']} {seconds(row['tpot_s'])}" + (f" (floor {seconds(floor)})" if floor else ""))
-    axes.set_yticks(range(len(rows)), [row["title"] + (f"\n{row['device']}" if several else "") for row in rows], fontsize=8)
+        mark = f" {ledger.mark(row)}" if ledger.mark(row) else ""
+        said.append(f"{row['title']}{mark} {seconds(row['tpot_s'])}" + (f" (floor {seconds(floor)})" if floor else ""))
+    axes.set_yticks(
+        range(len(rows)),
+        [row["title"] + (f" {ledger.mark(row)}" if ledger.mark(row) else "") + (f"\n{row['device']}" if several else "") for row in rows],
+        fontsize=8,
+    )
     if wide:
         axes.set_xscale("log")
         axes.set_xlabel("time per output token, ms (logarithmic)")

@@ -93,6 +93,10 @@ def load(step, device=None):
     if "max_memory" not in arguments:
         choose.check_step(step, device)
     choose.bring(step)
+    if device == "cpu":
+        import torch
+
+        torch.set_num_threads(choose.threads(step.shape))
     with quiet():
         import transformers.modeling_utils  # noqa: F401
 

@@ -8,16 +8,22 @@ embedded   the small trained models in ``data/``: any machine, no network
 First used in notebook 00.
 """
 
+import contextlib
+import json
 import os
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 
 from helpers import machine
 from helpers.errors import CheckpointError, NotEnoughMemoryError, UnknownStepError, UnknownTierError
 from helpers.models import files, hub, synthetic
 from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shape, Step, read_json
+from helpers.setup import results_dir
 
+SLOWER = 1.3  # what fewer threads may cost on a quiet machine; beside other programs more threads cost far more than that
 TIERS = ("embedded", "hub", "synthetic")
 OVERHEAD = 0.8e9  # estimate of the bytes beside the weights on one device: CUDA context, KV cache and activations of one short prompt
 
@@ -139,6 +145,74 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
     else:
         checkpoint = str(CHECKPOINTS / step.embedded)
     return Chosen(**vars(step) | names | {"tier": tier, "checkpoint": checkpoint, "revision": revision, "note": note})
+
+
+def threads(shape):
+    """How many threads decode a model of ``shape`` on this processor; says so in a sentence the first time.
+
+    Measured once for each machine and shape, and kept in ``threads.json`` of the results folder (unless other programs computed meanwhile), so
+    that all engines, notebooks and processes take the same number: the fewest with which one token takes at most SLOWER times the shortest median in one block of the model. Threads that wait for each other lose far more beside other programs than they gain on a small model. The variable
+    THREADS overrides it; raises UnknownStepError if that is no whole number. First used in notebook 01.
+    """
+    if asked := os.environ.get("THREADS"):
+        if not asked.isdigit() or not int(asked):
+            raise UnknownStepError(f"THREADS is {asked!r}: set it to a whole number of threads, 1 or more, or delete the variable.")
+        return int(asked)
+    kept = results_dir() / "threads.json"
+    name = f"{machine.device_name('cpu')}: {shape.hidden_size} x {shape.intermediate_size}"
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if isinstance(number := json.loads(kept.read_text(encoding="utf-8")).get(name), int) and 1 <= number <= machine.cores():
+            return number
+    load = machine.Load()
+    medians = _block_times(shape)
+    number = min(count for count, time in medians.items() if time <= SLOWER * min(medians.values()))
+    if load.stop().others < machine.QUIET:
+        with contextlib.suppress(OSError, ValueError):  # it only saves the measuring
+            before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+            files.write_json(kept, before | {name: number}, indent=2)
+    if len(medians) > 1:
+        said = ", ".join(f"{time / medians[number]:.1f} times as long with {count}" for count, time in medians.items() if count != number)
+        print(f"Threads: {number} of {machine.cores()}. A token took {said} in a block of this shape (THREADS=n sets another number).")
+    return number
+
+
+def _block_times(shape):
+    """{number of threads: median seconds of one token in one decoder block} for 1, 2, 4 … and all cores, measured in turns.
+
+    The block is transformers' own Llama block in bfloat16, with Python and all: what several threads gain is to be held against all of it.
+    """
+    import torch
+
+    with machine.quiet():
+        from transformers import LlamaConfig
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    width = 128 if shape.hidden_size % 128 == 0 else 64
+    config = LlamaConfig(
+        hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size, num_attention_heads=max(1, shape.hidden_size // width), num_hidden_layers=1,
+        head_dim=width, attn_implementation="sdpa",
+    )  # fmt: skip
+    with torch.device("meta"):
+        block = LlamaDecoderLayer(config, 0).to(torch.bfloat16).eval()
+    block = block.to_empty(device="cpu")
+    hidden, angles = (torch.full((1, 1, size), 0.01, dtype=torch.bfloat16) for size in (shape.hidden_size, width))
+    before, cores, found = torch.get_num_threads(), machine.cores(), {}
+    counts = sorted({2**n for n in range(cores.bit_length()) if 2**n < cores} | {cores})
+    try:
+        with torch.no_grad():
+            for parameter in block.parameters():
+                parameter.fill_(0.01)
+            for count in 2 * counts if len(counts) > 1 else ():
+                torch.set_num_threads(count)
+                start, times = time.perf_counter(), []
+                while len(times) < 4 or time.perf_counter() - start < 0.15:
+                    begin = time.perf_counter()
+                    block(hidden, position_embeddings=(angles, angles))
+                    times.append(time.perf_counter() - begin)
+                found.setdefault(count, []).extend(times[1:])  # the first one starts the threads
+    finally:
+        torch.set_num_threads(before)
+    return {count: median(times) for count, times in found.items()} or {1: 0.0}
 
 
 def bring(step):

@@ -49,7 +49,7 @@ def write(shape, format, path):
     """Write a checkpoint of ``shape`` in ``format`` ("bf16", or "gptq" in AutoGPTQ's v1 layout) to the folder ``path``, unless that is there.
 
     Its sizes are multiples of 128, the width of a head and of a group of GPTQ. One block of the model is in memory, at most 2 GB at Llama-2
-    13B's size. All blocks have the same random values. A write that was cut off leaves nothing. Raises NotEnoughMemoryError if the disk is
+    13B's size. Each block has values of its own: an engine that keeps equal weights once would otherwise read less than a real model's. A write that was cut off leaves nothing. Raises NotEnoughMemoryError if the disk is
     too full.
     """
     path = Path(path)
@@ -77,6 +77,13 @@ def _write_files(shape, format, folder, description):
     def normal(rows, columns):
         return pool.repeat(rows * columns // POOL + 1)[: rows * columns].view(rows, columns)
 
+    def own(tensors, number):
+        """``tensors`` of block ``number``: the rows of its matrices, and GPTQ's columns, are turned by as many places, so that no two blocks are equal."""
+        return {
+            name: t.roll(number, dims=t.dim() - 1 if format == "gptq" else 0) if "_proj" in name and not name.endswith("g_idx") else t
+            for name, t in tensors.items()
+        }
+
     def parts(half, norm_name):
         """The tensors of one half of a block, by their names within the block."""
         linears = {name: size for name, size in names.items() if name.startswith(half)}
@@ -96,7 +103,7 @@ def _write_files(shape, format, folder, description):
         for half, norm_name in (("self_attn", "input_layernorm"), ("mlp", "post_attention_layernorm")):
             tensors = parts(half, norm_name)
             for number in range(shape.num_hidden_layers):
-                save({f"model.layers.{number}.{name}": t for name, t in tensors.items()})
+                save({f"model.layers.{number}.{name}": t for name, t in own(tensors, number).items()})
             del tensors
         save({"model.embed_tokens.weight": normal(shape.vocab_size, h), "model.norm.weight": torch.ones(h, dtype=dtype)})
         save({"lm_head.weight": normal(shape.vocab_size, h)})

@@ -1,0 +1,155 @@
+"""Beside other programs the course says the same as on a quiet machine, or that it is too noisy to tell; and each row keeps how busy it was."""
+
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from helpers import ledger, machine, timing
+from helpers.article import claims, compare
+from helpers.errors import UnknownStepError
+from helpers.models import choose
+from helpers.timing import Call
+
+PAIRS = ((1, 2), (1, 4), (2, 3), (3, 4))
+
+
+@contextmanager
+def busy(programs):
+    """``programs`` processes that compute, at most five minutes."""
+    code = "import time\nend = time.time() + 300\nwhile time.time() < end: pass"
+    with ExitStack() as stack:
+        children = [stack.enter_context(subprocess.Popen([sys.executable, "-c", code])) for _ in range(programs)]
+        try:
+            yield
+        finally:
+            for child in children:
+                child.kill()
+
+
+def measured():
+    return {n: [ledger.measure_step(choose.get_step(n, tier="embedded"))] for n in (1, 2, 3, 4)}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """{number of busy programs: {step: [row]}}."""
+    found = {}
+    for programs in (0, 1, 2):
+        with busy(programs):
+            found[programs] = measured()
+    return found
+
+
+def test_no_verdict_contradicts_the_quiet_machine(runs):
+    for programs in (1, 2):
+        for before, after in PAIRS:
+            for key in ("wall_s", "warm_wall_s", "tpot_s"):
+                quiet, noise, _ = ledger.difference(runs[0][before], runs[0][after], key)
+                beside, louder, why = ledger.difference(runs[programs][before], runs[programs][after], key)
+                told = abs(quiet) > noise and abs(beside) > louder
+                assert not told or (quiet > 0) == (beside > 0), (
+                    f"{key}, step {before} to {after}: {quiet:+.0f} % quiet, {beside:+.0f} % beside {programs} ({why})"
+                )
+
+
+def test_time_a_token_holds_beside_one_program(runs):
+    """No limit on time here; the figures are printed (pytest -s), and docs/running.md names them."""
+    for programs in (1, 2):
+        ratios = {n: runs[programs][n][0]["tpot_s"] / runs[0][n][0]["tpot_s"] for n in runs[0]}
+        print(f"\nTPOT beside {programs} / alone: " + ", ".join(f"step {n} {ratio:.2f}" for n, ratio in ratios.items()))
+    assert all(row["threads"] == choose.threads(choose.get_step(n, tier="embedded").shape) for n, (row,) in runs[0].items())
+
+
+def test_rows_keep_how_busy_it_was(runs):
+    quiet, loud = ([row["others_cores"] for (row,) in runs[programs].values()] for programs in (0, 2))
+    assert min(loud) > max(quiet) and min(loud) > 0.5
+    if machine.cores() == 2:
+        assert all(ledger.mark(row) == "~ busy" for (row,) in runs[2].values())
+
+
+def row(walls, cold=2.0, others=0.0, cold_others=0.0, threads=1):
+    calls = [vars(Call(1.0, 0.0, wall, 0.1, 15)) for wall in walls]
+    middle = sorted(walls)[len(walls) // 2]
+    return {"title": "small", "wall_s": cold, "warm_wall_s": middle, "warm": calls, "cores": 2, "threads": threads, "others_cores": others} | {
+        "cold_others_cores": cold_others
+    }
+
+
+STEADY = (1.0, 1.01, 1.02)
+
+
+@pytest.mark.parametrize(
+    ("found", "key", "said"),
+    [
+        (row(STEADY), "warm_wall_s", ""),
+        (row(STEADY, others=1.0), "warm_wall_s", ""),  # one thread, one program, two cores
+        (row(STEADY, others=1.0, threads=2), "warm_wall_s", "other programs used 1.0 of 2 cores"),
+        (row(STEADY, others=1.9), "warm_wall_s", "other programs used 1.9 of 2 cores"),
+        (row(STEADY, others=1.9), "wall_s", ""),
+        (row(STEADY, cold_others=1.9), "wall_s", "other programs used 1.9 of 2 cores"),
+        (row((1.0, 1.5, 2.0)), "warm_wall_s", "the repeats differ by 33 %"),
+    ],
+)
+def test_what_disturbs_a_row(found, key, said):
+    assert ledger.disturbed(found, key) == said
+
+
+def test_a_difference_must_be_larger_than_the_noise():
+    assert ledger.difference([row(STEADY)], [row([w / 2 for w in STEADY])], "warm_wall_s")[:2] == (pytest.approx(-50), ledger.NOISE)
+    percent, noise, why = ledger.difference([row(STEADY), row([1.6, 1.61, 1.62])], [row(STEADY)], "warm_wall_s")  # two rows of one step lie far apart
+    assert abs(percent) < noise and "repeats differ" in why
+    loud = row([3.0, 3.0, 3.0], others=1.9)
+    assert ledger.difference([row(STEADY)], [loud], "warm_wall_s")[1:] == (float("inf"), "small: other programs used 1.9 of 2 cores")
+    assert ledger.difference([row(STEADY)], [loud, row(STEADY)], "warm_wall_s")[:2] == (0, ledger.NOISE), "a calm row counts in place of a disturbed one"
+
+
+def test_sentences_of_noisy_rows():
+    rows = {n: row(STEADY) | {"tier": "hub", "tpot_s": 0.1 * n, "weight_bytes": n, "checkpoint": "x", "completion": "", "title": f"s{n}"} for n in (1, 2, 3, 4)}
+    assert "too noisy" not in " ".join(compare.conclusions(rows))
+    rows[4] |= {"others_cores": 1.9, "cold_others_cores": 1.9}
+    said = compare.conclusions(rows)
+    assert sum("too noisy" in sentence for sentence in said) == 5, said
+    found = claims.Evidence("", {str(n): r for n, r in rows.items()}, {})
+    assert found.changes("1", "4")[2] == float("inf") and found.changes("1", "2")[2] == ledger.NOISE
+
+
+def test_unsteady_repeats_are_repeated_and_the_steadiest_kept():
+    rounds = iter([[Call(1, 0, w, 0.1, 15) for w in walls] for walls in ((1.0, 2.0, 3.0), (1.0, 1.0, 1.02))])
+    steady = timing.steadiest([Call(1, 0, w, 0.1, 15) for w in (1.0, 4.0, 9.0)], lambda: next(rounds))
+    assert [call.wall for call in steady] == [1.0, 1.0, 1.02]
+    calm = [Call(1, 0, 1.0, 0.1, 15)] * 3
+    assert timing.steadiest(calm, lambda: pytest.fail("steady repeats are not repeated")) is calm
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    monkeypatch.delenv("THREADS", raising=False)
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    return choose.get_step(2, tier="embedded").shape
+
+
+@pytest.mark.parametrize(("times", "number"), [({1: 1.1, 2: 1.0, 4: 9.0}, 1), ({1: 4.0, 2: 2.0, 4: 1.0}, 4), ({1: 4.0, 2: 1.2, 4: 1.0}, 2), ({1: 0.0}, 1)])
+def test_fewest_threads_that_are_about_as_fast(fresh, monkeypatch, times, number):
+    monkeypatch.setattr(choose, "_block_times", lambda shape: times)
+    monkeypatch.setattr(machine, "QUIET", 99)
+    assert choose.threads(fresh) == number
+    monkeypatch.setattr(choose, "_block_times", lambda shape: pytest.fail("measured twice"))
+    assert choose.threads(fresh) == number
+
+
+def test_a_choice_made_beside_other_programs_is_not_kept(fresh, monkeypatch):
+    monkeypatch.setattr(machine, "QUIET", -1)
+    asked = []
+    monkeypatch.setattr(choose, "_block_times", lambda shape: asked.append(shape) or {1: 1.0, 2: 2.0})
+    assert choose.threads(fresh) == choose.threads(fresh) == 1 and len(asked) == 2
+
+
+def test_a_variable_overrides_the_choice(fresh, monkeypatch):
+    monkeypatch.setenv("THREADS", "3")
+    assert choose.threads(fresh) == 3
+    monkeypatch.setenv("THREADS", "all")
+    with pytest.raises(UnknownStepError, match="THREADS is 'all': set it to a whole number"):
+        choose.threads(fresh)
