@@ -190,7 +190,7 @@ def disturbed(row, key="warm_wall_s"):
 
 
 def mark(row):
-    """The mark of ``row`` in tables and charts: a sign and a word, "" for a figure that stands. First used in notebook 01."""
+    """The mark of ``row`` in tables and charts: a sign and a word, "" for a figure that stands."""
     found = disturbed(row)
     return "" if not found else "~ busy" if "programs" in found else "~ noisy"
 

@@ -57,8 +57,7 @@ class Timing:
     """What was measured on one loaded model: the cold call by itself, the warm repeats by themselves.
 
     prompt_tokens: tokens of the prompt, begin-of-sequence included. batch: sequences at a time. text: the first one's completion.
-    peak_gpu_*: bytes, None without a GPU. peak_rss: highest resident set of the process so far, in bytes. load: how busy the machine was
-    during warm-ups and repeats.
+    peak_gpu_*: bytes, None without a GPU. peak_rss: bytes, of the process so far. load: the machine's during warm-ups and repeats.
     """
 
     cold: Call
@@ -190,11 +189,10 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
         raise problem
     end = time.perf_counter()
     user_end, system_end = machine.cpu_times()
-    load.stop()
     new = output[0, ids.shape[1] :].tolist()
     if len(new) != new_tokens:
         raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
-    return Call(user_end - user, system_end - system, end - start, first.time - start, len(new), load.others), new
+    return Call(user_end - user, system_end - system, end - start, first.time - start, len(new), load.stop().others), new
 
 
 def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, warmups=WARMUPS, repeats=REPEATS, **options):
@@ -216,7 +214,6 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
     load = machine.Load()
     calls = [generate_once(model, tokenizer, prompt, new_tokens, **options)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
     warm = steadiest(calls[warmups:], lambda: [generate_once(model, tokenizer, prompt, new_tokens, **options)[0] for _ in range(repeats)])
-    load.stop()
     return Timing(
         cold=cold,
         warm=warm,
@@ -230,14 +227,14 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         peak_gpu_reserved=sum(map(torch.cuda.max_memory_reserved, gpus)) if gpus else None,
         peak_rss=machine.peak_rss(),
         threads=torch.get_num_threads(),
-        load=load,
+        load=load.stop(),
     )
 
 
 def steadiest(calls, again):
     """``calls``, or where their wall times differ by more than UNSTEADY, the steadiest of them and of up to AGAIN further rounds of ``again()``."""
     rounds = [calls]
-    while len(calls) > 1 and unsteady(rounds[-1]) and len(rounds) <= AGAIN and sum(call.wall for call in calls) < LONG:
+    while len(calls) > 1 and spread(rounds[-1]) > UNSTEADY and len(rounds) <= AGAIN and sum(call.wall for call in calls) < LONG:
         rounds.append(again())
     return min(rounds, key=spread)
 
@@ -246,11 +243,6 @@ def spread(calls):
     """Interquartile range of the wall times of ``calls``, as a share of their median; 0 with fewer than two."""
     walls = [call.wall for call in calls]
     return (iqr(walls) or 0) / median(walls) if walls else 0
-
-
-def unsteady(calls):
-    """Whether the wall times of ``calls`` differ by more than UNSTEADY."""
-    return spread(calls) > UNSTEADY
 
 
 class _FirstToken:

@@ -152,7 +152,7 @@ def threads(shape):
 
     Measured once for each machine and shape, and kept in ``threads.json`` of the results folder (unless other programs computed meanwhile), so
     that all engines, notebooks and processes take the same number: the fewest with which one token takes at most SLOWER times the shortest median in one block of the model. Threads that wait for each other lose far more beside other programs than they gain on a small model. The variable
-    THREADS overrides it; raises UnknownStepError if that is no whole number. First used in notebook 01.
+    THREADS overrides it; raises UnknownStepError if that is no whole number. First used in notebook 11.
     """
     if asked := os.environ.get("THREADS"):
         if not asked.isdigit() or not int(asked):
@@ -190,7 +190,7 @@ def _block_times(shape):
     width = 128 if shape.hidden_size % 128 == 0 else 64
     config = LlamaConfig(
         hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size, num_attention_heads=max(1, shape.hidden_size // width), num_hidden_layers=1,
-        head_dim=width, attn_implementation="sdpa",
+        head_dim=width,
     )  # fmt: skip
     with torch.device("meta"):
         block = LlamaDecoderLayer(config, 0).to(torch.bfloat16).eval()
