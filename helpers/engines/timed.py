@@ -148,5 +148,5 @@ def chart(rows, save_as=None):
     else:
         axes.set_xlim(0, highest * 1.15)
     where = plots.where(rows[0] | ({"device": "several devices"} if several else {})) if rows else "nothing measured yet"
-    axes.set_title(where + ("\nblack line: the floor, reading the weights once" if any(row.get("floor_tpot_s") for row in rows) else ""), fontsize=10)
+    axes.set_title(where.replace(", CPU", "\nCPU") + ("\nblack line: the floor, reading the weights once" if any(row.get("floor_tpot_s") for row in rows) else ""), fontsize=10)
     return plots.show(figure, f"{where}. Time per output token: {'; '.join(said)}.", save_as)
