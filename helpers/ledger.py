@@ -77,7 +77,7 @@ def measured(timing, packages=PACKAGES):
         "decode_tokens_per_s": timing.decode_rate,
         **{f"{name}_bytes": getattr(timing, name) for name in ("peak_gpu_allocated", "peak_gpu_reserved", "peak_rss")},
         "threads": timing.threads,
-        **({"others_cores": timing.load.others, "steal_cores": timing.load.steal, "involuntary_switches": timing.load.switches} if timing.load else {}),
+        **timing.load,
         "cold_others_cores": timing.cold.others,
         "cores": machine.cores(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -337,6 +337,11 @@ class Load:
         self.switches = None if switches is None else now[3] - switches
         return self
 
+    def figures(self):
+        """The three figures until now, as a row of the ledger keeps them."""
+        self.stop()
+        return {"others_cores": self.others, "steal_cores": self.steal, "involuntary_switches": self.switches}
+
 
 def busy_cores():
     """How many cores are busy now, before our own process starts."""

@@ -57,7 +57,7 @@ class Timing:
     """What was measured on one loaded model: the cold call by itself, the warm repeats by themselves.
 
     prompt_tokens: tokens of the prompt, begin-of-sequence included. batch: sequences at a time. text: the first one's completion.
-    peak_gpu_*: bytes, None without a GPU. peak_rss: bytes, of the process so far. load: the machine's during warm-ups and repeats.
+    peak_gpu_*: bytes, None without a GPU. peak_rss: bytes, of the process so far. load: see machine.Load.figures.
     """
 
     cold: Call
@@ -72,7 +72,7 @@ class Timing:
     token_ids: list[int] = field(default_factory=list)
     batch: int = 1
     threads: int | None = None
-    load: machine.Load | None = None
+    load: dict = field(default_factory=dict)
 
     def median(self, quantity):
         """Median of ``quantity`` (a field or property of Call) over the warm repeats; None if it was not measured."""
@@ -227,7 +227,7 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         peak_gpu_reserved=sum(map(torch.cuda.max_memory_reserved, gpus)) if gpus else None,
         peak_rss=machine.peak_rss(),
         threads=torch.get_num_threads(),
-        load=load.stop(),
+        load=load.figures(),
     )
 
 

@@ -192,7 +192,8 @@ def make_job(step, dtypes=None, device=None):
     folder = str(choose.bring(step))
     check(folder)
     dtypes = list(dtypes or ("float16", "float32")[: 2 if device == "cpu" else 1])
-    return {"folder": folder, "device": device, "dtypes": dtypes, "prompt": PROMPT, "new_tokens": NEW_TOKENS}
+    threads = choose.threads(step.shape) if device == "cpu" else None  # as many as today's stack takes
+    return {"folder": folder, "device": device, "dtypes": dtypes, "prompt": PROMPT, "new_tokens": NEW_TOKENS, "threads": threads}
 
 
 def ask(environment, job):
@@ -256,6 +257,8 @@ def _measure(job, dtype):
 
     with loading.quiet():
         model, tokenizer, missing = load(job["folder"], job["device"], dtype)
+    if job.get("threads"):
+        torch.set_num_threads(job["threads"])
     not_finite = fill_biases(model, missing)
     cold = timing.generate_once(model, tokenizer, job["prompt"], job["new_tokens"])
     result = timing.measure(model, tokenizer, job["prompt"], job["new_tokens"], cold)

@@ -48,7 +48,7 @@ def measure(answer, ids, decode, repeats=REPEATS):
     load = machine.Load()
     calls = [answer_once(answer)[0] for _ in trange(WARMUPS + repeats, desc="warm-ups and repeats")]
     warm = steadiest(calls[WARMUPS:], lambda: [answer_once(answer)[0] for _ in range(repeats)])
-    return Timing(cold, warm, PROMPT, len(ids), NEW_TOKENS, decode(new), peak_rss=machine.peak_rss(), token_ids=new, load=load.stop())
+    return Timing(cold, warm, PROMPT, len(ids), NEW_TOKENS, decode(new), peak_rss=machine.peak_rss(), token_ids=new, load=load.figures())
 
 
 def make_row(engine, name, timing, like, packages=(), kernel="", **other):
@@ -148,5 +148,8 @@ def chart(rows, save_as=None):
     else:
         axes.set_xlim(0, highest * 1.15)
     where = plots.where(rows[0] | ({"device": "several devices"} if several else {})) if rows else "nothing measured yet"
-    axes.set_title(where.replace(", CPU", "\nCPU") + ("\nblack line: the floor, reading the weights once" if any(row.get("floor_tpot_s") for row in rows) else ""), fontsize=10)
+    axes.set_title(
+        where.replace(", CPU", "\nCPU") + ("\nblack line: the floor, reading the weights once" if any(row.get("floor_tpot_s") for row in rows) else ""),
+        fontsize=10,
+    )
     return plots.show(figure, f"{where}. Time per output token: {'; '.join(said)}.", save_as)
