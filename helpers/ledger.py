@@ -181,17 +181,27 @@ def _problem(row):
 
 
 def disturbed(row, key="warm_wall_s"):
-    """Why no verdict may be built on ``row``'s figure ``key``, in words; "" if it stands. Rows without the keys of ``measured`` are taken as they are."""
-    others, cores = row.get("cold_others_cores" if key in COLD else "others_cores") or 0, row.get("cores") or 1
-    if others > machine.QUIET and others + (row.get("threads") or cores) > cores + machine.QUIET:
+    """Why no verdict may be built on ``row``'s figure ``key``, in words; "" if it stands. Rows without the keys of ``measured`` are taken as they are.
+
+    Warm calls keep their time while enough cores are left for their threads. A first call does not: beside one program on two cores it took 1.6
+    to 1.8 times as long on one thread, because the system hands out its memory meanwhile.
+    """
+    cold, cores = key in COLD, row.get("cores") or 1
+    others, threads = row.get("cold_others_cores" if cold else "others_cores") or 0, row.get("threads") or cores
+    if others > machine.QUIET and (cold or others + threads > cores + machine.QUIET):
         return f"other programs used {others:.1f} of {cores} cores"
-    differ = spread([Call(**call) for call in row.get("warm", ())])
+    differ = _spread(row)
     return f"the repeats differ by {100 * differ:.0f} %" if differ > UNSTEADY else ""
 
 
-def mark(row):
-    """The mark of ``row`` in tables and charts: a sign and a word, "" for a figure that stands."""
-    found = disturbed(row)
+def _spread(row):
+    """See timing.spread, of the row's warm calls."""
+    return spread([Call(**call) for call in row.get("warm", ())])
+
+
+def mark(row, *keys):
+    """The mark of ``row`` where its figures ``keys`` are shown, by default a warm one: a sign and a word, "" if they stand."""
+    found = next(filter(None, (disturbed(row, key) for key in keys or ("warm_wall_s",))), "")
     return "" if not found else "~ busy" if "programs" in found else "~ noisy"
 
 
@@ -209,8 +219,7 @@ def difference(before, after, key):
             noise, why = inf, f"{rows[-1].get('title', 'a step')}: {disturbed(rows[-1], key)}"
         values = [row[key] for row in calm or rows]
         middle = median(values)
-        within = [100 * spread([Call(**call) for call in row.get("warm", ())]) for row in calm or rows]
-        noise = max(noise, 100 * (max(values) - min(values)) / middle, *within)
+        noise = max(noise, 100 * (max(values) - min(values)) / middle, *(100 * _spread(row) for row in calm or rows))
         middles.append(middle)
     why = why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
     return 100 * (middles[1] - middles[0]) / middles[0], noise, why

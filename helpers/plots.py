@@ -58,7 +58,7 @@ def marked(table, rows):
     """``table``, one line a row of ``rows``, with the threads, and with the marks of rows that were disturbed (see ledger.mark) if any was."""
     if any(row.get("threads") for row in rows):
         table["threads"] = [row.get("threads") or "-" for row in rows]
-    if any(marks := [ledger.mark(row) for row in rows]):
+    if any(marks := [ledger.mark(row, "wall_s", "warm_wall_s") for row in rows]):
         table["mark"] = marks
     return table
 
@@ -83,10 +83,8 @@ def comparison_text(rows):
     """The facts of ``comparison_chart`` as one sentence."""
     if not rows:
         return "nothing measured yet."
-    parts = [
-        f"{label(n, rows)} took {seconds(r['wall_s'])} wall and {seconds(r['cpu_total_s'])} CPU total" + (f" ({ledger.mark(r)})" if ledger.mark(r) else "")
-        for n, r in rows.items()
-    ]
+    marks = {n: f" ({mark})" if (mark := ledger.mark(r, "wall_s")) else "" for n, r in rows.items()}
+    parts = [f"{label(n, rows)} took {seconds(r['wall_s'])} wall and {seconds(r['cpu_total_s'])} CPU total{marks[n]}" for n, r in rows.items()]
     return f"{source(next(iter(rows.values())))}: " + "; ".join(parts) + "."
 
 
@@ -131,8 +129,8 @@ def bars(axes, rows):
             value = rows[number][key] if number in rows else 0
             axes.bar(place + side, value, 0.38, color=COLOURS[name], hatch=HATCHES[name], edgecolor="white", label=name if place == 0 else None)
             text = seconds(value) if number in rows else "–"
-            axes.text(place + side, value + highest / 60, text, ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(STEPS)), [label(n, rows) + (f"\n{ledger.mark(rows[n])}" if ledger.mark(rows.get(n, {})) else "") for n in STEPS])
+            axes.text(place + side, value + highest / 60, text, ha="center", va="bottom", fontsize=7)
+    axes.set_xticks(range(len(STEPS)), [f"{label(n, rows)}\n{ledger.mark(rows.get(n, {}), 'wall_s')}".rstrip() for n in STEPS])
     axes.set_ylabel("seconds")
     axes.set_ylim(0, highest * 1.15)
     axes.spines[["top", "right"]].set_visible(False)

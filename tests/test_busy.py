@@ -55,7 +55,7 @@ def test_no_verdict_contradicts_the_quiet_machine(runs):
 
 
 def test_time_a_token_holds_beside_one_program(runs):
-    """No limit on time here; the figures are printed (pytest -s), and docs/running.md names them."""
+    """No limit on time here; the figures are printed (pytest -s), and docs/recorded-runs.md names them."""
     for programs in (1, 2):
         ratios = {n: runs[programs][n][0]["tpot_s"] / runs[0][n][0]["tpot_s"] for n in runs[0]}
         print(f"\nTPOT beside {programs} / alone: " + ", ".join(f"step {n} {ratio:.2f}" for n, ratio in ratios.items()))
@@ -89,11 +89,19 @@ STEADY = (1.0, 1.01, 1.02)
         (row(STEADY, others=1.9), "warm_wall_s", "other programs used 1.9 of 2 cores"),
         (row(STEADY, others=1.9), "wall_s", ""),
         (row(STEADY, cold_others=1.9), "wall_s", "other programs used 1.9 of 2 cores"),
+        (row(STEADY, others=0.9, cold_others=0.9), "warm_wall_s", ""),
+        (row(STEADY, others=0.9, cold_others=0.9), "wall_s", "other programs used 0.9 of 2 cores"),  # a first call never keeps its time
         (row((1.0, 1.5, 2.0)), "warm_wall_s", "the repeats differ by 33 %"),
     ],
 )
 def test_what_disturbs_a_row(found, key, said):
     assert ledger.disturbed(found, key) == said
+
+
+def test_the_mark_is_of_the_figures_that_are_shown():
+    beside_one = row(STEADY, others=0.9, cold_others=0.9)
+    assert ledger.mark(beside_one) == "" and ledger.mark(beside_one, "wall_s", "warm_wall_s") == "~ busy"
+    assert ledger.mark(row((1.0, 1.5, 2.0))) == "~ noisy"
 
 
 def test_a_difference_must_be_larger_than_the_noise():

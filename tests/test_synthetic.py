@@ -38,6 +38,15 @@ def test_synthetic_steps_load_and_generate(tiny, number):
     assert isinstance(tokenizer.decode(ids), str)
 
 
+@pytest.mark.parametrize(("format", "part"), [("bf16", "weight"), ("gptq", "qweight")])
+def test_each_block_has_values_of_its_own(tiny, format, part):
+    """ONNX Runtime keeps equal weights once, and reads less of a model of equal blocks than of a real one."""
+    folder = synthetic.folder("7B", format)
+    for name in ("self_attn.q_proj", "mlp.down_proj"):
+        first, *others = (files.read_tensor(folder, f"model.layers.{n}.{name}.{part}") for n in range(TINY.num_hidden_layers))
+        assert not any(torch.equal(first, other) for other in others) and not torch.equal(*others)
+
+
 def test_finished_checkpoint_is_reused(tiny):
     first = synthetic.folder("7B", "bf16")
     written = (first / "config.json").stat().st_mtime_ns

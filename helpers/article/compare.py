@@ -67,7 +67,7 @@ def conclusions(rows, history=None):
     if 1 in rows and 4 in rows:
         theirs = change(*(article_rows()[n]["wall_s"] for n in (1, 4)))
         said.append(
-            f"First call, step 1 to step 4: {_more_or_less('wall time', *differ(1, 4, 'wall_s'))} here, {_more_or_less('wall time', theirs)} in the article."
+            f"First call, step 1 to step 4: {more_or_less('wall time', *differ(1, 4, 'wall_s'))} here, {more_or_less('wall time', theirs)} in the article."
         )
     warm = {n: r for n, r in rows.items() if r.get("warm_wall_s") and r.get("tpot_s")}
     if warm:
@@ -77,19 +77,22 @@ def conclusions(rows, history=None):
         visible = "it measures start-up and decoding together" if max(ratios) > 1.1 else "no start-up can be seen here"
         said.append(f"{text}: {visible}." if not troubled else f"{text}, but that is too noisy to conclude from ({'; '.join(troubled)}).")
     if 1 in warm and 4 in warm:
-        said.append(f"Warm call, step 1 to step 4: {_more_or_less('wall time', *differ(1, 4, 'warm_wall_s'))}.")
+        said.append(f"Warm call, step 1 to step 4: {more_or_less('wall time', *differ(1, 4, 'warm_wall_s'))}.")
     if 3 in warm and 4 in warm:
         ratio = rows[4]["weight_bytes"] / rows[3]["weight_bytes"]
-        slower = _more_or_less("time a token", *differ(3, 4, "tpot_s"))
+        slower = more_or_less("time a token", *differ(3, 4, "tpot_s"))
         said.append(f"Step 3 to step 4, a larger model, both GPTQ: {ratio:.2f} times the bytes, {slower}.")
     if len(warm) > 1:
         middle = {n: median(row["tpot_s"] for row in history[n] if row.get("tpot_s")) for n in warm}
-        fast, slow = (pick(warm, key=middle.get) for pick in (min, max))
-        ends = f"step {label(fast, rows)} ({seconds(middle[fast])}), the longest step {label(slow, rows)} ({seconds(middle[slow])})"
-        percent, noise, why = differ(fast, slow, "tpot_s")
-        said.append(
-            f"The shortest time a token has {ends}." if abs(percent) > noise else f"Which step has the shortest time a token is too noisy to tell{_why(why)}."
-        )
+        order = sorted(warm, key=middle.get)
+
+        def end(before, after, one):
+            percent, noise, why = differ(before, after, "tpot_s")
+            if percent > noise:
+                return f"step {label(one, rows)} ({seconds(middle[one])})"
+            return f"step {label(before, rows)} or step {label(after, rows)}: {more_or_less('time a token', percent, noise, why)}"
+
+        said.append(f"The shortest time a token has {end(*order[:2], order[0])}, the longest {end(*order[-2:], order[-1])}.")
     if 2 in rows:
         said += [_against_bf16(rows, n) for n in (1, 3) if n in rows]
     tiers = {r["tier"] for r in rows.values()}
@@ -118,15 +121,11 @@ def report(rows, history=None):
     return "\n\n".join(parts) + "\n"
 
 
-def _more_or_less(what, percent, noise=ledger.NOISE, why=""):
+def more_or_less(what, percent, noise=ledger.NOISE, why=""):
     """A relative change in words, see ledger.difference; one that is not larger than the noise is none."""
     if abs(percent) >= noise:
         return f"{abs(percent):.0f} % {'less' if percent < 0 else 'more'} {what}"
     return f"about the same {what} ({percent:+.0f} %)" if not why else f"{what} too noisy to tell ({percent:+.0f} %, and {why})"
-
-
-def _why(why):
-    return f" ({why})" if why else ""
 
 
 def _against_bf16(rows, number):

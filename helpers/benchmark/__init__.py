@@ -137,6 +137,7 @@ def pool(rows):
             "decode_tokens_per_s": group[-1]["batch"] / tpot if tpot else None,
             "floor_tpot_s": floor,
             "over_floor": tpot / floor if tpot else None,
+            **{name: max(row.get(name) or 0 for row in group) for name in ("others_cores", "cold_others_cores")},  # a busy round marks them all
             "rounds": len(group),
         }  # fmt: skip
     return pooled
@@ -146,6 +147,7 @@ def table(rows):
     """Return a table (pandas.DataFrame) of benchmark ``rows``, one line for each step, prompt length and batch, rounds pooled."""
     import pandas as pd
 
+    pooled = list(pool(rows).values())
     lines = [
         {
             "step": row["title"],
@@ -156,9 +158,9 @@ def table(rows):
             "peak memory": f"{row['peak_generating_bytes'] / 1e9:.2f} GB",
             "kernel": row["layer_class"],
         }
-        for row in pool(rows).values()
+        for row in pooled
     ]
-    return plots.marked(pd.DataFrame(lines).set_index("step"), list(pool(rows).values())) if lines else pd.DataFrame()
+    return plots.marked(pd.DataFrame(lines).set_index("step"), pooled) if lines else pd.DataFrame()
 
 
 def by_step(rows):

@@ -127,6 +127,7 @@ def chart(rows, save_as=None):
     """Draw the time per output token of ``rows``, the floor (see ``beside``) as a black line; return what ``plots.show`` returns."""
     figure, axes = plots.figure("", "time per output token, ms", "", size=(8, 1.2 + 0.36 * len(rows)))
     highest, several, said = max((1000 * row["tpot_s"] for row in rows), default=1), len({row["device"] for row in rows}) > 1, []
+    names = []
     wide = highest > 20 * min((1000 * row["tpot_s"] for row in rows), default=1)
     for place, row in enumerate(rows):
         engine, value, floor = row.get("engine", "transformers"), 1000 * row["tpot_s"], row.get("floor_tpot_s")
@@ -134,11 +135,11 @@ def chart(rows, save_as=None):
         axes.text(value * 1.05 if wide else value + highest / 100, place, seconds(row["tpot_s"]), va="center", fontsize=8)
         if floor:
             axes.plot([1000 * floor] * 2, [place - 0.35, place + 0.35], color="black", linewidth=2)
-        mark = f" {ledger.mark(row)}" if ledger.mark(row) else ""
-        said.append(f"{row['title']}{mark} {seconds(row['tpot_s'])}" + (f" (floor {seconds(floor)})" if floor else ""))
+        names.append(f"{row['title']} {ledger.mark(row)}".rstrip())
+        said.append(f"{names[-1]} {seconds(row['tpot_s'])}" + (f" (floor {seconds(floor)})" if floor else ""))
     axes.set_yticks(
         range(len(rows)),
-        [row["title"] + (f" {ledger.mark(row)}" if ledger.mark(row) else "") + (f"\n{row['device']}" if several else "") for row in rows],
+        [name + (f"\n{row['device']}" if several else "") for name, row in zip(names, rows)],
         fontsize=8,
     )
     if wide:

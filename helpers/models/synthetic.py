@@ -78,11 +78,8 @@ def _write_files(shape, format, folder, description):
         return pool.repeat(rows * columns // POOL + 1)[: rows * columns].view(rows, columns)
 
     def own(tensors, number):
-        """``tensors`` of block ``number``: the rows of its matrices, and GPTQ's columns, are turned by as many places, so that no two blocks are equal."""
-        return {
-            name: t.roll(number, dims=t.dim() - 1 if format == "gptq" else 0) if "_proj" in name and not name.endswith("g_idx") else t
-            for name, t in tensors.items()
-        }
+        """``tensors`` of block ``number``: the rows of its matrices are turned by as many places, so that no two blocks are equal."""
+        return {name: t.roll(number, 0) if "_proj" in name and name.endswith("weight") else t for name, t in tensors.items()}
 
     def parts(half, norm_name):
         """The tensors of one half of a block, by their names within the block."""
