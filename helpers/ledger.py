@@ -22,6 +22,7 @@ from helpers.setup import installed, results_dir
 from helpers.timing import UNSTEADY, Call, measure, spread
 
 SCHEMA = 1
+LOST = 0.1  # of a core: what a row's threads may lack
 NOISE = 5  # per cent: a smaller change counts as none
 COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the first call
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
@@ -183,12 +184,13 @@ def _problem(row):
 def disturbed(row, key="warm_wall_s"):
     """Why no verdict may be built on ``row``'s figure ``key``, in words; "" if it stands. Rows without the keys of ``measured`` are taken as they are.
 
-    Warm calls keep their time while enough cores are left for their threads. A first call does not: beside one program on two cores it took 1.6
+    Warm calls keep their time while enough cores are left for their threads (on a full machine the others use what these threads did not get, so
+    a tenth of a core lost counts). A first call does not: beside one program on two cores it took 1.6
     to 1.8 times as long on one thread, because the system hands out its memory meanwhile.
     """
     cold, cores = key in COLD, row.get("cores") or 1
     others, threads = row.get("cold_others_cores" if cold else "others_cores") or 0, row.get("threads") or cores
-    if others > machine.QUIET and (cold or others + threads > cores + machine.QUIET):
+    if others > machine.QUIET and (cold or others + threads > cores + LOST):
         return f"other programs used {others:.1f} of {cores} cores"
     differ = _spread(row)
     return f"the repeats differ by {100 * differ:.0f} %" if differ > UNSTEADY else ""

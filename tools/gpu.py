@@ -123,6 +123,7 @@ def record(folder, steps, end, device=None, **options):
         rows += found.rows if found else []
     for sentence in left_out.items():
         print("Not measured:", *sentence)
+    (folder / "threads.json").unlink(missing_ok=True)  # of a run on a CPU: each row has its threads
     (folder / "machine.json").write_text(json.dumps(about(compiled, left_out), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not rows:
         return True
