@@ -1,7 +1,7 @@
 """What the notebooks call, in sixteen rooms. Each may use those above it, none below; a test holds that.
 
 errors     sentences that say what happened and what to do next
-machine    what is this machine, how much memory is free, how busy is it?
+machine/   what is this machine, how much memory is free, how busy is it? (speed: how fast does it read and compute?)
 process    call a function in a process of its own
 setup      is everything here that the notebooks call?
 models/    catalogue: which model does a step load, how large is it? files: is it complete, read and written whole? hub: may I have it?
@@ -9,7 +9,7 @@ models/    catalogue: which model does a step load, how large is it? files: is i
 kernels    where is a GPTQ kernel chosen, and is it ready?
 loading/   load a step's model, look into a layer, free the memory (memory: who still holds it?)
 timing     how long did ``generate`` take, when did each token come, where did the time go, and how is it said?
-ledger     what was measured so far?
+ledger     what was measured so far? What cannot be is refused
 plots      draw it, with the same facts as text
 limits     how fast could it be at best: this machine, data sheets, the floor of a token
 quality    what does a format cost in quality?

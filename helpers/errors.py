@@ -32,6 +32,10 @@ class TokenCountError(CourseError, ValueError):
     """A number of tokens, warm-ups or repeats that makes no sense."""
 
 
+class ImpossibleFigureError(CourseError, ValueError):
+    """A row of the ledger that breaks a limit of its machine: an error of the measurement."""
+
+
 class CheckpointError(CourseError, OSError):
     """A checkpoint that is missing, incomplete, damaged or of another architecture."""
 

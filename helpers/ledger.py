@@ -14,15 +14,18 @@ from pathlib import Path
 from statistics import median
 
 from helpers import ROOT, kernels, loading, machine
-from helpers.errors import CourseError
+from helpers.errors import CourseError, ImpossibleFigureError
+from helpers.machine.speed import LARGEST, bandwidth
 from helpers.models import choose
 from helpers.models.catalogue import STEPS
 from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
-from helpers.timing import UNSTEADY, Call, measure, spread
+from helpers.timing import UNSTEADY, Call, measure, seconds, spread
 
 SCHEMA = 1
 LOST = 0.1  # of a core: what a row's threads may lack
+SURE = 0.9  # of the floor: the best of two bandwidths measured in one minute differ by up to 4 % on a quiet machine, and a kernel may read better than torch's
+LOOKS = 3  # bandwidths that are measured before a row is refused: beside other programs one comes out too low, and the floor too high
 NOISE = 5  # per cent: a smaller change counts as none
 COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the first call
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
@@ -34,14 +37,14 @@ REQUIRED = {
 KNOWN = {"step": {0, *STEPS}, "tier": {*TIERS, "own"}}
 
 
-def make_row(step, timing, model, prediction=None):
+def make_row(step, timing, model, prediction=None, speed=None):
     """Return the ledger row (a dict that JSON can hold) of ``timing``, measured on ``model``, which ``step`` loaded.
 
     user_s, sys_s, cpu_total_s, wall_s and ttft_s are those of the cold call, as in the article. Times in seconds, sizes in bytes.
-    prediction: the reader's guess of wall_s, or None.
+    prediction: the reader's guess of wall_s, or None. speed, errors: see ``held``.
     """
     layer = model.model.layers[0].self_attn.q_proj
-    return measured(timing) | {
+    row = measured(timing) | {
         "step": step.number,  # 0 for a variant
         "variant": step.name,
         "title": step.title,
@@ -60,6 +63,7 @@ def make_row(step, timing, model, prediction=None):
         "read_bytes": step.shape.read_bytes(step.format),  # of these, what one decoded token reads at least
         "weight_bytes_loaded": loading.weight_bytes(model),  # as the kernel has arranged them for itself
     }
+    return held(row, str(model.device), speed)
 
 
 def measured(timing, packages=PACKAGES):
@@ -85,6 +89,45 @@ def measured(timing, packages=PACKAGES):
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in packages},
     }
+
+
+def held(row, device, speed=None):
+    """Return ``row``, of any engine, held to its floor: with bandwidth_bytes_per_s, of ``device`` and as many bytes, measured now.
+
+    speed: one measured before. Raises ImpossibleFigureError if the row cannot be right, see ``refusal``.
+    """
+    row = row | {"bandwidth_bytes_per_s": speed or bandwidth(device, row["read_bytes"])}
+    for _ in range(LOOKS - 1):
+        if refusal(row):
+            row["bandwidth_bytes_per_s"] = max(row["bandwidth_bytes_per_s"], bandwidth(device, row["read_bytes"]))
+    if problem := refusal(row):
+        raise ImpossibleFigureError(problem)
+    return row
+
+
+def refusal(row, rows=()):
+    """Why ``row`` cannot be right, in a sentence; "" if nothing is wrong. The best bandwidth of ``row`` and of those like it in ``rows`` counts.
+
+    A pass takes at least the time that reading its bytes takes, and afterwards the weights that it has read are in the memory: of the GPU, else
+    of the process (resident_bytes: what loading and decoding added to it; without that key its peak).
+    """
+    size = row.get("floor_bytes") or row["read_bytes"]
+
+    def like(other):
+        same = (min(each.get("floor_bytes") or each["read_bytes"], LARGEST) // 2**20 for each in (row, other))
+        return other["device"] == row["device"] and len(set(same)) == 1 and other.get("bandwidth_bytes_per_s")
+
+    best = max(each["bandwidth_bytes_per_s"] for each in (row, *filter(like, rows)))
+    passes = [(call["wall"] - call["ttft"]) / (row["new_tokens"] - 1) for call in row["warm"] if row["new_tokens"] > 1]
+    fastest, floor = min([*passes, row["warm_ttft_s"]]) if passes else inf, size / best
+    resident = next((row[key] for key in ("resident_bytes", "peak_gpu_allocated_bytes", "peak_rss_bytes") if row.get(key) is not None), inf)
+    problem = ""
+    if fastest < SURE * floor:
+        problem = f"{seconds(fastest)} a token is less than the {seconds(floor)} that reading its {size:,} bytes takes at {best / 1e9:.1f} GB/s"
+    elif resident < row["read_bytes"]:
+        problem = f"a token reads {row['read_bytes']:,} bytes of weights, and only {resident:,} are in the memory after it"
+    end = "This is an error of the measurement, so it was not written down: run it again when the machine is quiet."
+    return f"{row['title']}: {problem}. {end}" if problem else ""
 
 
 def append(row, path=None):

@@ -7,109 +7,21 @@ sources. The names: TPOT is the time per output token. First used in notebook 00
 """
 
 import json
-import time
 from dataclasses import dataclass
 
 from helpers import ROOT, ledger, machine
 from helpers.errors import CourseError
-from helpers.loading.memory import free_caches
+from helpers.machine.speed import LARGEST, bandwidth, flops  # noqa: F401: notebook 07 calls them
 from helpers.models import choose
 from helpers.models.catalogue import FORMATS, LLAMA_2, STEPS, Shape
 from helpers.timing import seconds
 
-LARGEST = max(2**29, 4 * machine.last_level_cache())  # bytes of the buffer: several times the last-level cache; half a GiB is filled in a quarter of a second
-SMALLEST = 2**20  # below this, the start of a kernel takes longer than the reading
-BUDGET = 0.35  # seconds of reading, after one warm-up read of each kernel
 HARDWARE, PUBLISHED = ROOT / "data" / "hardware.json", ROOT / "data" / "published_speed.json"
 LIKE_STEPS = ("", "1", "2", "3", "4", "fp16", "nf4", "13b-bf16", "13b-int8", "13b-nf4")  # steps and variants with their usual kernel and settings
 
 
 class EstimateError(CourseError, ValueError):
     """A calculation that was asked for with a value that makes no sense. First used in notebook 07."""
-
-
-def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
-    """Return the read bandwidth of ``device``'s memory over a working set of ``size`` bytes, in bytes per second.
-
-    The fastest of repeated reads by a few real kernels of torch, each of which reads every byte once, as decoding reads the weights. Best of
-    several, after a warm-up, is the rule of STREAM (McCalpin, 1995, https://www.cs.virginia.edu/stream/). A ``size`` that fits into a cache
-    gives the cache's bandwidth: a small model is read from there as well; it is kept between 1 MiB and LARGEST, and below a quarter of the
-    free memory. On a CPU, one thread is tried too: on a busy machine threads wait for each other. device: as for machine.get_device, and
-    raises what that raises. First used in notebook 07.
-    """
-    import torch
-
-    device = machine.get_device(device)
-    on_gpu = device.startswith("cuda")
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else machine.host_memory()[1]
-    size = int(max(SMALLEST, min(size, LARGEST, free / 4))) // SMALLEST * SMALLEST
-    buffer = torch.ones(size // 4, device=device)  # ones, not zeros: the system maps untouched zeros to a single page
-    threads = torch.get_num_threads()
-    try:
-        return max(_fastest(_kernels(buffer), size, device, clock, count, BUDGET / 2) for count in ((threads,) if on_gpu else {threads, 1}))
-    finally:
-        torch.set_num_threads(threads)
-        del buffer
-        free_caches()
-
-
-def flops(device=None, dtype=None, clock=time.perf_counter):
-    """Return the floating-point operations per second of matrix products in ``dtype`` on ``device``: the roof of a roofline.
-
-    Best of several products of two square matrices, 2 x n^3 operations each. dtype: a torch.dtype, by default bfloat16. Raises DeviceError if
-    there is no such device. First used in notebook 07.
-    """
-    import torch
-
-    device = machine.get_device(device)
-    threads, rates = torch.get_num_threads(), []
-    for side in (4096,) if device.startswith("cuda") else (512, 1024):  # the small one for busy machines, the large one for many cores
-        a, b = (torch.ones(side, side, device=device, dtype=dtype or torch.bfloat16) for _ in range(2))
-        rates.append(_fastest([lambda a=a, b=b: a @ b], 2 * side**3, device, clock, threads, BUDGET / 2))
-    del a, b
-    free_caches()
-    return max(rates)
-
-
-def duration(call, device, calls=1, clock=time.perf_counter):
-    """Return the seconds that one ``call()`` takes on ``device``, the mean of ``calls`` in a row; on a GPU its work is waited for."""
-    import torch
-
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-    start = clock()
-    for _ in range(calls):
-        call()
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-    return (clock() - start) / calls
-
-
-def _kernels(buffer):
-    """Functions that read every byte of ``buffer`` once: sum, maximum, and matrix-vector products in float32 and, on a GPU, float16."""
-    import torch
-
-    kernels = [buffer.sum, buffer.amax]
-    for dtype in (torch.float32, *((torch.float16,) if buffer.is_cuda else ())):  # 16-bit products are slow on many CPUs
-        matrix = buffer.view(dtype).view(-1, 4096)
-        vector = torch.ones(4096, dtype=dtype, device=buffer.device)
-        kernels.append(lambda matrix=matrix, vector=vector: matrix @ vector)
-    return kernels
-
-
-def _fastest(kernels, work, device, clock, threads, budget):
-    """Return the highest rate, ``work`` per second, that a call of one of ``kernels`` reached; each is called at least twice."""
-    import torch
-
-    torch.set_num_threads(threads)
-    calls = 1 if device == "cpu" else max(8, 2**32 // work)  # a CPU's short call escapes other programs; a GPU's kernels must queue
-    for kernel in kernels:
-        duration(kernel, device, calls, clock)  # warm-up: pages, clock rate, compiled or chosen kernels
-    best, start = float("inf"), clock()
-    while True:
-        best = min(best, *(duration(kernel, device, calls, clock) for kernel in kernels))
-        if clock() - start > budget:
-            return work / best
 
 
 def models():
@@ -148,31 +60,16 @@ def with_floor(rows, device=None, speeds=()):
     """Return ``rows`` with the floor of a token: bandwidth_bytes_per_s, and floor_tpot_s, the seconds that reading its bytes takes at that.
 
     The bytes are the row's floor_bytes (weights and KV cache), without that key its read_bytes (the weights alone). The bandwidth of
-    ``device`` is measured now, over as many bytes; that of a larger set counts for a smaller one too. speeds: [(bytes, bytes a second)] known before.
+    ``device`` is measured now, over as many bytes; that of a larger set counts for a smaller one too, and so does what was measured beside the
+    rows. speeds: [(bytes, bytes a second)] known before.
     """
     speeds = [*speeds, *((size, bandwidth(device, size)) for size in {row["read_bytes"] for row in rows})]
+    speeds += [(row["read_bytes"], row["bandwidth_bytes_per_s"]) for row in rows if row.get("bandwidth_bytes_per_s")]
     found = []
     for row in rows:
         best = max(speed for size, speed in speeds if size >= min(row["read_bytes"], LARGEST))
         found.append(row | {"bandwidth_bytes_per_s": best, "floor_tpot_s": row.get("floor_bytes", row["read_bytes"]) / best})
     return found
-
-
-def refusal(row, rows):
-    """Why ``row`` cannot be right: a token faster than its bytes can be read, at the best bandwidth seen in ``rows``; "" if nothing is wrong."""
-
-    def working_set(row):
-        return min(row["floor_bytes"], LARGEST) // 2**20
-
-    best = max(r["bandwidth_bytes_per_s"] for r in [row, *rows] if r["device"] == row["device"] and working_set(r) == working_set(row))
-    floor = row["floor_bytes"] / best
-    fastest = min(min(call["wall"] - call["ttft"] for call in row["warm"]) / max(row["new_tokens"] - 1, 1), row["warm_ttft_s"])
-    if row["new_tokens"] > 1 and fastest < floor:
-        return (
-            f"{row['title']}: {fastest * 1e3:.3g} ms a token is less than the {floor * 1e3:.3g} ms that reading its {row['floor_bytes']:,} bytes takes at "
-            f"{best / 1e9:.1f} GB/s. This is an error of the measurement, so it was not written down: run it again when the machine is quiet."
-        )
-    return ""
 
 
 def steps(tier, **options):

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from support.mocked_cuda import PretendCuda, mock
 
 from helpers import ROOT, benchmark, kernels, ledger, limits, loading, machine, process, timing
 from helpers.engines import old_stack, serving
-from helpers.errors import DeviceError, NotEnoughMemoryError
+from helpers.errors import DeviceError, ImpossibleFigureError, NotEnoughMemoryError
+from helpers.machine import speed
 from helpers.models import choose
 
 HELPERS = ROOT / "helpers"
@@ -102,15 +104,18 @@ def test_timing_waits_for_the_gpu_and_reports_its_memory(gpu, monkeypatch):
     found = timing.measure(model, tokenizer, new_tokens=3, warmups=0, repeats=1)
     assert waits == 2 * [0, 0, 0]  # at the start, at the first token, at the end of both calls
     assert (found.peak_gpu_allocated, found.peak_gpu_reserved) == (2000, 3000)
-    row = ledger.make_row(choose.get_step(2), found, model)
+    monkeypatch.setattr(speed, "BUDGET", 0.01)
+    with pytest.raises(ImpossibleFigureError, match="a token reads 7,.* bytes of weights, and only 2,000 are in the memory"):
+        ledger.make_row(choose.get_step(2), found, model)
+    row = ledger.make_row(choose.get_step(2), replace(found, peak_gpu_allocated=10**7), model)
     assert row["device"] == "Tesla T4" and row["peak_gpu_reserved_bytes"] == 3000
 
 
 def test_bandwidth(gpu, monkeypatch):
-    monkeypatch.setattr(limits, "BUDGET", 0.01)
+    monkeypatch.setattr(speed, "BUDGET", 0.01)
     assert limits.bandwidth(size=2**22) > 0 and limits.flops(dtype=torch.float32) > 0
     with PretendCuda():
-        assert len(limits._kernels(torch.ones(4096 * 4))) == 4  # float16 too
+        assert len(speed._kernels(torch.ones(4096 * 4))) == 4  # float16 too
 
 
 def test_profile(gpu, monkeypatch):
@@ -122,7 +127,7 @@ def test_profile(gpu, monkeypatch):
 
 
 def test_this_machine_in_the_calculator(gpu, monkeypatch):
-    monkeypatch.setattr(limits, "BUDGET", 0.01)
+    monkeypatch.setattr(speed, "BUDGET", 0.01)
     monkeypatch.setattr(limits, "flops", lambda device: 1e12)
     here = limits.this_machine()
     assert here["memory"] == pytest.approx(15.634) and here["device"] == "cuda:0" and here["bandwidth"] > 0 and here["tflops"] == 1

@@ -14,7 +14,7 @@ from support.hub import Hub
 
 from helpers import ledger, machine, plots, quality, timing
 from helpers.engines import llamacpp, timed
-from helpers.errors import CheckpointError, NotEnoughMemoryError, PromptError, TokenCountError, UnknownFormatError
+from helpers.errors import CheckpointError, ImpossibleFigureError, NotEnoughMemoryError, PromptError, TokenCountError, UnknownFormatError
 from helpers.models import catalogue, choose
 from helpers.models.catalogue import CHECKPOINTS
 
@@ -133,14 +133,27 @@ def test_greedy_tokens_are_those_of_transformers(server, models):
         assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == llamacpp.detokenise(server, new)
 
 
-def test_measured_like_the_steps(server, files, tmp_path, capsys):
-    step, ids = choose.get_step(2), llamacpp.tokenise(server, timing.PROMPT)
-    result = timed.measure(lambda n, arrived: llamacpp.answer(server, ids, n, arrived)[0], ids, lambda new: llamacpp.detokenise(server, new), repeats=2)
-    assert len(result.warm) == 2 and result.prompt_tokens == len(ids) and len(result.token_ids) == timing.NEW_TOKENS
+@pytest.fixture(scope="module")
+def measured(files):
+    """(Timing, what else a row keeps, arguments of its row) of a process of its own."""
+    total, read = llamacpp.sizes(files["BF16"])
+    about = {"format": "gguf", "weight_bytes": total, "read_bytes": read, "packages": llamacpp.PACKAGES}
+    return *timed.apart("helpers.engines.llamacpp.work", {"path": str(files["BF16"]), "threads": 1}, total), about
+
+
+def test_measured_like_the_steps_and_alone(measured, server, models, tmp_path):
+    """In a process that does not hold torch, with the threads that it was given; the same tokens as in this one."""
+    result, more, about = measured
+    assert more["beside_torch"] is False and result.threads == 1
+    assert len(result.warm) == timing.REPEATS and result.prompt == timing.PROMPT
+    assert result.token_ids == llamacpp.answer(server, llamacpp.tokenise(server, timing.PROMPT), timing.NEW_TOKENS)[0]
+    assert result.text == models[2][2].decode(result.token_ids)
     for call in (result.cold, *result.warm):
         assert 0 < call.ttft < call.wall
-    total, read = llamacpp.sizes(files["BF16"])
-    row = timed.make_row("llama.cpp", "BF16", result, step, format="gguf", weight_bytes=total, read_bytes=read, packages=llamacpp.PACKAGES)
+    assert 0.5 < more["engine_tpot_s"] / result.median("tpot") < 2  # two clocks
+    row = timed.make_row("llama.cpp", "BF16", result, choose.get_step(2), **about, **more)
+    assert row["threads"] == 1 and row["bandwidth_bytes_per_s"] > 1e8
+    assert about["read_bytes"] <= row["resident_bytes"] <= row["peak_rss_bytes"] < machine.peak_rss()  # this process holds torch
     path = tmp_path / "ledger.jsonl"
     ledger.append(row, path)
     assert ledger.read(path, engine=None) == [row] == ledger.read(path, engine="llama.cpp") and ledger.read(path) == []
@@ -162,19 +175,88 @@ def rows():
     }
     step = base | {"title": "small bf16", "tpot_s": 0.004, "decode_tokens_per_s": 250.0, "read_bytes": 8 * 10**6}
     other = base | {"title": "small Q4_0 (llama.cpp)", "engine": "llama.cpp", "tpot_s": 0.001, "decode_tokens_per_s": 1000.0, "read_bytes": 2 * 10**6}
+    other["beside_torch"] = False
     return step, other
+
+
+def test_a_row_that_cannot_be_is_refused(measured, tmp_path, monkeypatch):
+    """One check for every engine: more than a tenth faster than its bytes can be read, or with fewer bytes in the memory than it reads."""
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    result, more, about = measured
+    fastest = min(call.tpot for call in result.warm)
+    limit = about["read_bytes"] / fastest  # bytes a second at which the fastest call takes as long as reading
+    asked = []
+
+    def reads(*speeds):
+        monkeypatch.setattr(ledger, "bandwidth", lambda device, size: asked.append((device, size)) or speeds[min(len(asked), len(speeds)) - 1])
+        asked.clear()
+        return timed.record("llama.cpp", "BF16", result, choose.get_step(2), **about, **more)
+
+    assert reads(0.91 * limit)["bandwidth_bytes_per_s"] == 0.91 * limit and asked == [("cpu", about["read_bytes"])]
+    assert reads(0.5 * limit, 0.8 * limit, limit)["bandwidth_bytes_per_s"] == limit and len(asked) == 3  # other programs were reading
+    with pytest.raises(
+        ImpossibleFigureError, match=rf"a token is less than the .* that reading its {about['read_bytes']:,} bytes takes.*run it again"
+    ) as error:
+        reads(0.89 * limit)
+    assert len(asked) == 3 and "\n" not in str(error.value)
+    more = more | {"resident_bytes": about["read_bytes"] - 1}
+    with pytest.raises(ImpossibleFigureError, match=f"reads {about['read_bytes']:,} bytes of weights, and only {more['resident_bytes']:,} are in the memory"):
+        reads(limit)
+    assert len(ledger.read(engine=None)) == 2  # what was refused was not written
+
+
+def test_the_row_that_was_withdrawn_would_be_refused():
+    """ONNX Runtime kept the equal blocks of a checkpoint once (25 November 2026): above its floor, but its weights were not in the memory."""
+    warm = [{"wall": 1.87, "ttft": 0.369}]
+    row = {"title": "7B GPTQ int4", "device": "CPU", "new_tokens": 15, "warm": warm, "warm_ttft_s": 0.369, "read_bytes": 3_550_756_864}
+    row |= {"bandwidth_bytes_per_s": 48.8e9, "peak_gpu_allocated_bytes": None, "peak_rss_bytes": 1_366_450_176}
+    assert "reads 3,550,756,864 bytes of weights, and only 1,366,450,176 are in the memory" in ledger.refusal(row)
+    assert ledger.refusal(row | {"peak_rss_bytes": 4 * 10**9}) == "" != ledger.refusal(row | {"peak_rss_bytes": 4 * 10**9, "bandwidth_bytes_per_s": 28e9})
 
 
 def test_beside_takes_the_newest_of_the_same_model():
     step, other = rows()
     foreign = [step | {"title": "large bf16"}, step | {"tier": "hub"}, step | {"run": "x"}, step | {"new_tokens": 3}]
+    foreign += [other | {"beside_torch": True}, {key: value for key, value in other.items() if key != "beside_torch"}]  # as once measured
     assert timed.newest([other, step | {"tpot_s": 9.0}, *foreign, step], choose.get_step(2)) == [step, other]
+
+
+def test_comparisons_take_all_rows_and_say_what_is_too_noisy(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    step, other = rows()
+    found = []
+
+    def kept(*given):
+        found[:] = given
+        monkeypatch.setattr(ledger, "read", lambda *_, **__: found)
+
+    def times(row, *values):
+        return [row | {"tpot_s": value} for value in values]
+
+    like = choose.get_step(2)
+    kept(*times(step, 0.0039, 0.0041), *times(other, 0.00098, 0.00102))
+    gain, said = timed.compare(other, step, like)
+    assert gain == pytest.approx(4) and said == "small Q4_0 (llama.cpp) decodes 4.0 times as many tokens a second as small bf16."
+    assert timed.compare(step, other, like)[0] == pytest.approx(0.25)
+    kept(*times(step, 0.004), *times(other, 0.003, 0.009))  # 50 % between the middles, 100 % within one side
+    assert timed.compare(other, step, like) == (
+        None, "small Q4_0 (llama.cpp) against small bf16: too noisy to tell (50 % between them, and repeats differ by 100 %)."
+    )  # fmt: skip
+    assert "cannot be told: small" in timed.fastest([step, other], like)[1]
+    busy = {"others_cores": 1.5, "cores": 2, "threads": 1}
+    kept(step, other | busy)
+    assert timed.compare(other, step, like)[1].endswith("and small Q4_0 (llama.cpp): other programs used 1.5 of 2 cores).")
+    kept(*times(step, 0.004), *times(other, 0.00401))
+    assert timed.compare(other, step, like)[0] == 1 and "about as fast" in timed.compare(other, step, like)[1]
+    kept(step, other)
+    assert timed.fastest([step, other], like) == (other, "The fastest: small Q4_0 (llama.cpp), 1.00 ms a token.")
 
 
 def test_table_and_chart_of_engines(capsys):
     some = [row | {"floor_tpot_s": floor} for row, floor in zip(rows(), (0.001, None))]
     table = timed.table(some)
     assert table.loc["small bf16", "floor"] == "1.00 ms" and table.loc["small bf16", "TPOT / floor"] == "4.0"
+    assert table.loc["small bf16", "GB/s"] == "8.0" and table.loc["small Q4_0 (llama.cpp)", "GB/s"] == "-"  # 8 MB in a millisecond
     assert table.loc["small Q4_0 (llama.cpp)", "floor"] == "-"
     image = timed.chart(some)
     assert plots.TIERS["embedded"] in image.metadata["alt"] and "small bf16 4.00 ms (floor 1.00 ms); small Q4_0" in image.metadata["alt"]

@@ -86,14 +86,19 @@ def test_sizes_are_those_of_the_file(folders):
     assert onnx_models.operations(folders["fp32"])["GroupQueryAttention"] == 4
 
 
-def test_measured_like_the_steps(fp32, folders, tmp_path):
-    step = choose.get_step(2)
-    result = timed.measure(lambda n, arrived: onnx_models.answer(fp32, [1, 35, 421], n, arrived), [1, 35, 421], str, repeats=2)
-    total, read = onnx_models.sizes(folders["fp32"])
-    row = timed.make_row("onnxruntime", "fp32", result, step, format="onnx", weight_bytes=total, read_bytes=read, packages=onnx_models.PACKAGES)
+def test_measured_like_the_steps_and_alone(fp32, folders, models, tmp_path):
+    """In a process that does not hold torch, with the threads that it was given; the same tokens as in this one."""
+    step, tokenizer = choose.get_step(2), models[2][2]
+    ids, (total, read) = tokenizer(timing.PROMPT).input_ids, onnx_models.sizes(folders["fp32"])
+    job = {"folder": str(folders["fp32"]), "threads": 1, "ids": ids}
+    result, more = timed.apart("helpers.engines.onnx_models.work", job, total, tokenizer.decode)
+    assert more["beside_torch"] is False and result.threads == 1 and len(result.warm) == timing.REPEATS
+    assert result.token_ids == onnx_models.answer(fp32, ids, timing.NEW_TOKENS) and result.text == tokenizer.decode(result.token_ids)
+    about = {"format": "onnx", "weight_bytes": total, "read_bytes": read, "packages": onnx_models.PACKAGES}
+    row = timed.make_row("onnxruntime", "fp32", result, step, **about, **more)
     ledger.append(row, tmp_path / "ledger.jsonl")
-    assert ledger.read(tmp_path / "ledger.jsonl", engine="onnxruntime") == [row]
-    assert all(row["versions"].values()) and 0 < row["ttft_s"] < row["wall_s"]
+    assert ledger.read(tmp_path / "ledger.jsonl", engine="onnxruntime") == [row] and ledger.refusal(row) == ""
+    assert all(row["versions"].values()) and 0 < row["ttft_s"] < row["wall_s"] and row["resident_bytes"] >= read
 
 
 def test_a_second_export_is_the_first_one(folders):

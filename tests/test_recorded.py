@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from data.recorded.__main__ import draw as redraw
-from helpers import ROOT, article, benchmark, ledger, limits, plots, quality
+from helpers import ROOT, article, benchmark, ledger, plots, quality
 from helpers.article import compare
 from helpers.engines import timed
 from helpers.plots import comparison_table
@@ -15,7 +15,7 @@ RECORDED = ROOT / "data" / "recorded"
 RUNS = sorted(path.parent for path in RECORDED.glob("*/ledger.jsonl"))
 NOTEBOOKS = [folder for folder in RUNS if (folder / "comparison.md").is_file()]
 COMMANDS = ("python -m helpers.benchmark ", "python -m tools.benchmark ")  # its address before and after it moved
-COLUMNS = ["kernel", "first call", "warm call", "TPOT", "floor", "TPOT / floor"]
+COLUMNS = ["kernel", "first call", "warm call", "TPOT", "floor", "GB/s", "TPOT / floor"]
 ENGINES = sorted(path.parent for path in RECORDED.glob("*/engines.jsonl"))
 BENCHMARKS = [folder for folder in RUNS if folder not in NOTEBOOKS]
 
@@ -34,7 +34,7 @@ def test_rows_of_the_benchmark(folder, capsys):
     rows = ledger.read(folder / "ledger.jsonl")
     assert not capsys.readouterr().err and len({(r["tier"], r["device"]) for r in rows}) == 1
     for row in rows:
-        assert limits.refusal(row, rows) == "" and row["command"].startswith(COMMANDS) and row["versions"]["torch"]
+        assert ledger.refusal(row, rows) == "" and row["command"].startswith(COMMANDS) and row["versions"]["torch"]
         assert row["busy_cores_before"] < 0.5, "other programs were running"
     with_name = [row for row in ledger.recorded_rows() if row["recorded"] == folder.name]
     assert (folder / "table.txt").read_text(encoding="utf-8") == f"{plots.where(with_name[0])}\n{benchmark.table(rows).to_string()}\n"
@@ -46,7 +46,8 @@ def test_rows_of_other_engines(folder, capsys):
     """Complete, on one device, none faster than its floor; llama.cpp decodes at least as fast as every transformers path of the same run."""
     rows = ledger.read(folder / "engines.jsonl", engine=None)
     assert not capsys.readouterr().err and len({(row["tier"], row["device"]) for row in rows}) == 1
-    assert all(row["tpot_s"] > row["floor_tpot_s"] and row["versions"] for row in rows)
+    speeds = [row | {"bandwidth_bytes_per_s": row["read_bytes"] / row["floor_tpot_s"]} for row in rows]
+    assert not any(ledger.refusal(row, speeds) for row in speeds) and all(row["versions"] for row in rows)
     fastest = {engine: min(row["tpot_s"] for row in rows if row.get("engine", "transformers") == engine) for engine in ("transformers", "llama.cpp")}
     assert {"int8", "bf16", "gptq"} <= {row["format"] for row in rows if "engine" not in row} and fastest["llama.cpp"] <= fastest["transformers"]
     with_name = [row | {"recorded": folder.name} for row in rows]

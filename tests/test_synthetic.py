@@ -53,6 +53,20 @@ def test_finished_checkpoint_is_reused(tiny):
     assert synthetic.folder("7B", "int8") == first and (first / "config.json").stat().st_mtime_ns == written
 
 
+def test_a_folder_with_equal_blocks_is_written_again(tiny, capsys):
+    """As earlier versions left them: without the mark. A folder that somebody else named stays as it is."""
+    folder = synthetic.folder("7B", "bf16")
+    values = files.read_tensor(folder, "model.layers.2.mlp.down_proj.weight")
+    capsys.readouterr()
+    for old in (None, '{"version": 1}', "cut o"):
+        (folder / synthetic.MARK).unlink() if old is None else (folder / synthetic.MARK).write_text(old)
+        (folder / "left.txt").write_text("")
+        assert synthetic.folder("7B", "bf16") == folder and not (folder / "left.txt").exists()
+        assert "llama-2-7b-bf16 is of an earlier version of this course" in capsys.readouterr().out
+    assert torch.equal(files.read_tensor(folder, "model.layers.2.mlp.down_proj.weight"), values)
+    assert synthetic.folder("7B", "int8") == folder and not capsys.readouterr().out
+
+
 def test_cut_off_write_leaves_nothing_that_looks_complete(tiny, monkeypatch):
     import safetensors.torch
 

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from helpers import kernels, ledger, limits, machine, plots, process, setup
+from helpers import kernels, ledger, machine, plots, process, setup
 from helpers.benchmark.job import Job
 from helpers.errors import CourseError, PromptError, TokenCountError, UnknownStepError
 from helpers.models import choose, hub
@@ -61,7 +61,7 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
                     tqdm.write(f"Other programs keep {busy:.1f} cores busy: figures of a CPU will be far too slow. Close them and measure again.")
                 busiest = max(busiest, busy)
                 new, problem = _in_a_process(job)
-                problem = problem or next(filter(None, (limits.refusal(row, found.rows + new) for row in new)), "")
+                problem = problem or next(filter(None, (ledger.refusal(row, found.rows + new) for row in new)), "")
                 if problem:
                     found.problems[job.name] = problem
                     failed.add((job.key, job.size))

@@ -74,7 +74,7 @@ def measure(job):
         new = _loaded() - before
         result = timing.measure(model, tokenizer, prompt, job.new_tokens, cold, job.warmups, job.repeats)
         context = result.prompt_tokens + job.new_tokens / 2  # at half of the answer
-        rows.append(ledger.make_row(step, result, model) | {
+        rows.append(ledger.make_row(step, result, model, speed=speed) | {
             "load_s": load_s,
             "peak_rss_loading_bytes": load_peak,
             "modules_loaded_by_first_call": sum(kind == "module" for kind, _ in new),

@@ -12,12 +12,15 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from urllib.request import ProxyHandler, Request, build_opener
 
 from helpers import setup
+from helpers.engines import timed
 from helpers.errors import CheckpointError, PromptError, UnknownFormatError
 from helpers.models import files, hub
 from helpers.models.catalogue import LINEARS, Shape, read_json
+from helpers.timing import NEW_TOKENS, PROMPT, REPEATS
 
 TYPES = {  # name: (matrices, output head, a share of attn_v and ffn_down); norms stay float32
     "F32": ("F32", "F32", "F32"),
@@ -247,6 +250,29 @@ def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
     if refused := [chunk["error"]["message"] for chunk in chunks if "error" in chunk]:
         raise PromptError(f"llama.cpp refused the request: {refused[0]}.")
     return [token for chunk in chunks for token in chunk["__verbose"]["tokens"]], chunks
+
+
+def work(job):
+    """Measure a GGUF file in this process, which timed.apart started; return what that reads. job: path, threads, new_tokens (by default PROMPT's).
+
+    Besides, engine_tpot_s: a token by llama.cpp's own clock, the median of the last calls.
+    """
+
+    own, new_tokens = [], job.get("new_tokens", NEW_TOKENS)
+
+    def begin():
+        server = load(job["path"], job["threads"], context=256)
+
+        def decode(count, arrived):
+            new, chunks = answer(server, ids, count, arrived)
+            own.append(chunks[-1]["timings"]["predicted_per_token_ms"] / 1000)
+            return new
+
+        ids = tokenise(server, PROMPT)
+        return decode, ids, lambda new: detokenise(server, new)
+
+    found = timed.work(begin, job["threads"], new_tokens)
+    return found | {"more": found["more"] | {"engine_tpot_s": median(own[-REPEATS:])}}
 
 
 def log_probabilities(server, ids, vocabulary):

@@ -205,9 +205,7 @@ def ask(environment, job):
     """
     answer = environment.call("helpers.engines.old_stack.work", job)
     for run in answer["runs"].values():
-        parts = run["timing"]
-        calls = {"cold": timing.Call(**parts["cold"]), "warm": [timing.Call(**call) for call in parts["warm"]]}
-        run["timing"] = timing.Timing(**parts | calls)
+        run["timing"] = timed.read(run["timing"])
     return answer
 
 

@@ -14,8 +14,10 @@ import sys
 from pathlib import Path
 
 from helpers import loading, setup
+from helpers.engines import timed
 from helpers.errors import CheckpointError, PromptError
 from helpers.models import choose, files
+from helpers.timing import NEW_TOKENS
 
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "onnx")
 READY = "genai_config.json"  # the file that the builder writes last
@@ -60,13 +62,16 @@ def _build(words):
 def load(folder, threads=None):
     """Load an ONNX model on the CPU and return an onnxruntime_genai.Model. threads: by default as many as torch uses. Raises CheckpointError."""
     import onnxruntime_genai
-    import torch
 
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
     if not (Path(folder) / READY).is_file():
         raise CheckpointError(f"{folder} has no {READY}: it is no finished ONNX model, export it again.")
     try:
         config = onnxruntime_genai.Config(str(folder))
-        options = {"session_options": {"intra_op_num_threads": threads or torch.get_num_threads()}}
+        options = {"session_options": {"intra_op_num_threads": threads}}
         config.overlay(json.dumps({"model": {"decoder": options}}))
         return onnxruntime_genai.Model(config)
     except RuntimeError as error:
@@ -85,6 +90,16 @@ def answer(model, ids, new_tokens, arrived=lambda: None):
         new.append(int(generator.get_next_tokens()[0]))
         arrived()
     return new
+
+
+def work(job):
+    """Measure an ONNX model in this process, which timed.apart started; return what that reads. job: folder, threads, ids (of PROMPT)."""
+
+    def begin():
+        model = load(job["folder"], job["threads"])
+        return lambda count, arrived: answer(model, job["ids"], count, arrived), job["ids"], lambda new: ""
+
+    return timed.work(begin, job["threads"], job.get("new_tokens", NEW_TOKENS))
 
 
 def logits(model, ids):

@@ -3,14 +3,18 @@
 First used in notebook 11.
 """
 
+import sys
 import time
+from dataclasses import asdict, replace
 
-from helpers import ROOT, ledger, limits, machine, plots
+from helpers import ROOT, ledger, limits, machine, plots, process
 from helpers.errors import TokenCountError
+from helpers.models import choose
 from helpers.timing import NEW_TOKENS, PROMPT, REPEATS, WARMUPS, Call, Timing, seconds, steadiest
 
 COLOURS = {"transformers": "#0072b2", "llama.cpp": "#d55e00", "onnxruntime": "#009e73", "2024 stack": "#cc79a7"}  # Okabe and Ito's palette
 HATCHES = {"transformers": "", "llama.cpp": "///", "onnxruntime": "...", "2024 stack": "xxx"}
+ALONE = ("llama.cpp", "onnxruntime")  # engines that are timed in processes that do not hold torch
 
 
 def answer_once(answer, new_tokens=NEW_TOKENS):
@@ -37,22 +41,55 @@ def answer_once(answer, new_tokens=NEW_TOKENS):
     return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens, load.others), new
 
 
-def measure(answer, ids, decode, repeats=REPEATS):
+def measure(answer, ids, decode, repeats=REPEATS, new_tokens=NEW_TOKENS):
     """Measure an engine as ``timing.measure`` measures ``generate``: one cold call, then warm-ups, then warm calls. Return a Timing.
 
     answer: see ``answer_once``. ids: PROMPT's token ids. decode: turns token ids into text.
     """
     from tqdm.auto import trange
 
-    cold, new = answer_once(answer)
+    cold, new = answer_once(answer, new_tokens)
     load = machine.Load()
-    calls = [answer_once(answer)[0] for _ in trange(WARMUPS + repeats, desc="warm-ups and repeats")]
-    warm = steadiest(calls[WARMUPS:], lambda: [answer_once(answer)[0] for _ in range(repeats)])
-    return Timing(cold, warm, PROMPT, len(ids), NEW_TOKENS, decode(new), peak_rss=machine.peak_rss(), token_ids=new, load=load.figures())
+    calls = [answer_once(answer, new_tokens)[0] for _ in trange(WARMUPS + repeats, desc="warm-ups and repeats")]
+    warm = steadiest(calls[WARMUPS:], lambda: [answer_once(answer, new_tokens)[0] for _ in range(repeats)])
+    return Timing(cold, warm, PROMPT, len(ids), new_tokens, decode(new), peak_rss=machine.peak_rss(), token_ids=new, load=load.figures())
+
+
+def work(load, threads, new_tokens=NEW_TOKENS):
+    """Load an engine in this process, measure it, and return what ``apart`` reads, with JSON's types only.
+
+    load: a function that returns what ``measure`` wants, (answer, ids, decode). Import the engine's library before: what the process grows by
+    from here on counts as its weights.
+    """
+    import psutil
+
+    before = psutil.Process().memory_info().rss
+    result = measure(*load(), new_tokens=new_tokens)
+    more = {"resident_bytes": psutil.Process().memory_info().rss - before, "beside_torch": "torch" in sys.modules}
+    return {"timing": asdict(replace(result, threads=threads)), "more": more}
+
+
+def apart(function, job, need, decode=None):
+    """Have ``function`` ("module.name") measure an engine in a process of its own; return (Timing, what else a row keeps).
+
+    A process that does not hold PyTorch: its threads and an engine's would wait for each other. job: what ``function`` wants, JSON's types.
+    need: bytes of the weights. decode: turns token ids into text, where the process cannot. More: resident_bytes, what loading and decoding
+    added to the memory of the process; beside_torch, whether it held PyTorch after all. Raises NotEnoughMemoryError, and what the process raises.
+    """
+    choose.check_memory(need, "cpu")
+    with machine.waiting("an engine is measured in a process of its own"):
+        answer = process.call(function, job, "The process of the engine")
+    timing = read(answer["timing"])
+    return replace(timing, text=decode(timing.token_ids)) if decode else timing, answer["more"]
+
+
+def read(parts):
+    """The Timing of which ``parts`` is the dict (dataclasses.asdict) that came as JSON."""
+    return Timing(**parts | {"cold": Call(**parts["cold"]), "warm": [Call(**call) for call in parts["warm"]]})
 
 
 def make_row(engine, name, timing, like, packages=(), kernel="", **other):
-    """Return the ledger row (see ledger.make_row) of ``timing`` in another engine.
+    """Return the ledger row (see ledger.make_row) of ``timing`` in another engine. Raises ImpossibleFigureError, see ledger.held.
 
     engine: a key of COLOURS. name: of the format in tables, e.g. "Q4_0". like: the Step whose model it is. packages: names whose versions belong
     to the row. kernel: in place of a layer's class. other: format, weight_bytes (of the file or the tensors), read_bytes (what one decoded token
@@ -65,7 +102,8 @@ def make_row(engine, name, timing, like, packages=(), kernel="", **other):
         "title": f"{like.title.split()[0]} {name} ({engine})",
     }
     row |= {"tier": like.tier, "device": machine.device_name("cpu"), "checkpoint": "", "dtype": "", "layer_class": kernel, "note": ""}
-    return row | {"prediction_wall_s": None, "parameters": like.shape.parameters} | other
+    row |= {"prediction_wall_s": None, "parameters": like.shape.parameters} | other
+    return ledger.held(row, "cpu" if row["device"].startswith("CPU") else None)
 
 
 def record(*arguments, **options):
@@ -89,13 +127,58 @@ def beside(step, steps=()):
 
 def newest(rows, step):
     """Return the newest row of each engine, title and device among ``rows`` with ``step``'s model and tier, the slowest first; none of benchmark's."""
+    return sorted((each[-1] for each in history(rows, step).values()), key=lambda row: -row["tpot_s"])
+
+
+def history(rows, step):
+    """Return {(engine, title, device): all its rows} among ``rows`` with ``step``'s model and tier; none of benchmark's.
+
+    None either that llama.cpp or ONNX Runtime got beside PyTorch, as this course once measured them.
+    """
 
     def matches(row):
-        same = row["title"].split()[0] == step.title.split()[0] and row["tier"] == step.tier and "run" not in row
-        return same and row["prompt"] == PROMPT and row["new_tokens"] == NEW_TOKENS and row.get("batch", 1) == 1
+        same = row["title"].split()[0] == step.title.split()[0] and row["tier"] == step.tier and "run" not in row and row.get("tpot_s")
+        same = same and row["prompt"] == PROMPT and row["new_tokens"] == NEW_TOKENS and row.get("batch", 1) == 1
+        return same and (row.get("engine") not in ALONE or row.get("beside_torch") is False)
 
-    found = {(row.get("engine"), row["title"], row["device"]): row for row in rows if matches(row) and row.get("tpot_s")}
-    return sorted(found.values(), key=lambda row: -row["tpot_s"])
+    found = {}
+    for row in filter(matches, rows):
+        found.setdefault(_key(row), []).append(row)
+    return found
+
+
+def _key(row):
+    return row.get("engine"), row["title"], row["device"]
+
+
+def compare(one, other, step):
+    """Return (how many times as many tokens a second ``one``'s engine decodes as ``other``'s, or None, a sentence that says so or why not).
+
+    one, other: rows; all rows of the ledger like them count, see ledger.difference, which says what is too noisy.
+    """
+    found = history(ledger.read(engine=None), step)
+    ours, theirs = found[_key(one)], found[_key(other)]
+    percent, noise, why = ledger.difference(ours, theirs, "tpot_s")
+    slower = percent < 0
+    if slower:
+        percent, noise, why = ledger.difference(theirs, ours, "tpot_s")  # how much longer the slower one takes: above 100 % if need be, as the noise
+    gain = (1 + percent / 100) ** (-1 if slower else 1)
+    names = one["title"], other["title"] + (f" on {other['device']}" if other["device"] != one["device"] else "")
+    if percent > noise:
+        return gain, f"{names[0]} decodes {gain:.{1 if gain >= 0.95 else 2}f} times as many tokens a second as {names[1]}."
+    if why:
+        return None, f"{names[0]} against {names[1]}: too noisy to tell ({percent:.0f} % between them, and {why})."
+    return 1.0, f"{names[0]} and {names[1]} are about as fast as each other ({percent:.0f} % between them)."
+
+
+def fastest(rows, step):
+    """Return (the fastest of ``rows``, a sentence that says so, or which others cannot be told from it)."""
+    first, *others = sorted(rows, key=lambda row: row["tpot_s"])
+    said = {row["title"]: compare(first, row, step) for row in others}
+    level = {title: why for title, (gain, why) in said.items() if gain in (None, 1.0)}
+    if not level:
+        return first, f"The fastest: {first['title']}, {seconds(first['tpot_s'])} a token."
+    return first, f"The fastest cannot be told: {first['title']} or {' or '.join(level)}. {next(iter(level.values()))}"
 
 
 def with_floor(rows):

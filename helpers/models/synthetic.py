@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from helpers import ROOT
-from helpers.errors import UnknownStepError
+from helpers.errors import CheckpointError, UnknownStepError
 from helpers.models import files
 from helpers.models.catalogue import CHECKPOINTS, LINEARS, LLAMA_2, Shape, read_json
 
 GROUP_SIZE = 128
 STD = 0.02  # of the weights, as in Llama's initialisation: activations stay finite in 16 bits
+VERSION, MARK = 2, "synthetic.json"  # of the values: in the first, which left no mark, all blocks were equal
 POOL = 4_194_301  # random numbers drawn; a prime, so that repeating them never lines up with a matrix's rows
 SHAPES = {  # between the course's small models and Llama-2: https://arxiv.org/abs/2310.06694 (Sheared LLaMA)
     "1.3B": Shape(2048, 5504, 24),
@@ -29,7 +30,7 @@ def folder(model, format, layers=None):
     """Return the folder of the synthetic checkpoint for ``model`` (a key of SHAPES) and ``format``, written now if it is not there yet.
 
     It lies in the environment variable SYNTHETIC_DIR, by default ``synthetic/`` in the project. int8 and nf4 are made while loading,
-    so they share bf16's files. layers: another number of blocks than the model has. Raises UnknownStepError or NotEnoughMemoryError.
+    so they share bf16's files. One of an earlier VERSION is written again. layers: another number of blocks than the model has. Raises UnknownStepError or NotEnoughMemoryError.
     """
     if model not in SHAPES:
         raise UnknownStepError(f"There is no size {model!r}: choose one of {', '.join(SHAPES)}.")
@@ -40,9 +41,20 @@ def folder(model, format, layers=None):
     shape = replace(shape, num_hidden_layers=layers or shape.num_hidden_layers)
     parent = ROOT / (os.environ.get("SYNTHETIC_DIR") or "synthetic")  # a relative path counts from the project
     path = parent / f"llama-2-{model.lower()}{f'-{layers}-layers' if layers else ''}-{stored}"
+    if path.is_dir() and not _current(path):
+        print(f"{path.name} is of an earlier version of this course, whose blocks are all equal (some engines keep equal weights once): it is written again.")
+        shutil.rmtree(path)
     if not path.is_dir():
         write(shape, stored, path)
     return path
+
+
+def _current(path):
+    """Whether the folder ``path`` was written with today's values."""
+    try:
+        return read_json(path, MARK)["version"] == VERSION
+    except (CheckpointError, KeyError, TypeError):
+        return False
 
 
 def write(shape, format, path):
@@ -106,6 +118,7 @@ def _write_files(shape, format, folder, description):
         save({"lm_head.weight": normal(shape.vocab_size, h)})
     files.write_json(folder / files.INDEX, {"metadata": {"total_size": shape.weight_bytes(format)}, "weight_map": weight_map}, indent=2)
     files.write_json(folder / "config.json", _config(shape, format), indent=2)
+    files.write_json(folder / MARK, {"version": VERSION})
     for file in (CHECKPOINTS / "small").glob("*token*.json"):
         shutil.copy(file, folder)
 
