@@ -167,7 +167,7 @@ def compare(one, other, step):
     if percent > noise:
         return gain, f"{names[0]} decodes {gain:.{1 if gain >= 0.95 else 2}f} times as many tokens a second as {names[1]}."
     if why:
-        return None, f"{names[0]} against {names[1]}: too noisy to tell ({percent:.0f} % between them, and {why})."
+        return None, f"{names[0]} against {names[1]}: too noisy to tell (one takes {1 + percent / 100:.3g} times as long, and {why})."
     return 1.0, f"{names[0]} and {names[1]} are about as fast as each other ({percent:.0f} % between them)."
 
 
