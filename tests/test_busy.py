@@ -133,14 +133,44 @@ def test_a_difference_must_be_larger_than_the_noise():
     assert ledger.difference([row(STEADY)], [loud, row(STEADY)], "warm_wall_s")[:2] == (0, ledger.NOISE), "a calm row counts in place of a disturbed one"
 
 
+def test_the_noise_is_that_of_the_quantity_compared():
+    """Repeats whose wall time is steady and whose first token comes at very different times."""
+    calls = [vars(Call(1.0, 0.0, 1.0, ttft, 15)) for ttft in (0.1, 0.2, 0.3)]
+    rows = [row(STEADY) | {"warm": calls, "warm_ttft_s": 0.2}]
+    assert ledger.difference(rows, rows, "warm_ttft_s").noise == pytest.approx(50)  # (0.25 - 0.15) / 0.2
+    assert ledger.difference(rows, rows, "warm_wall_s").noise == ledger.NOISE
+
+
+@pytest.mark.parametrize(
+    ("found", "sign", "words", "times"),
+    [
+        ((-80, 5, ""), -1, "80 % less time", "0.20 times as long"),
+        ((400, 30, "w"), 1, "400 % more time", "5.00 times as long"),
+        ((3, 5, ""), 0, "about the same time (+3 %)", "about as long (1.03 times as long)"),
+        ((3, 9, "w"), None, "time too noisy to tell (+3 %, and w)", "too noisy to tell (1.03 times as long, and w)"),
+        ((3193, float("inf"), "w"), None, "time too noisy to tell (+3193 %, and w)", "too noisy to tell (32.93 times as long, and w)"),
+    ],
+)
+def test_a_difference_in_words(found, sign, words, times):
+    difference = ledger.Difference(*found)
+    assert (difference.sign, difference.words("time"), difference.times()) == (sign, words, times)
+
+
+@pytest.mark.parametrize(
+    ("percent", "noise", "below"), [(-80, 5, True), (-60, 5, False), (-75, 5, None), (-80, 40, None), (-90, 40, True), (-80, float("inf"), None)]
+)
+def test_a_change_to_a_limit_or_lower(percent, noise, below):
+    assert ledger.Difference(percent, noise, "w").below(-75) is below
+
+
 def test_sentences_of_noisy_rows():
     rows = {n: row(STEADY) | {"tier": "hub", "tpot_s": 0.1 * n, "weight_bytes": n, "checkpoint": "x", "completion": "", "title": f"s{n}"} for n in (1, 2, 3, 4)}
     assert "too noisy" not in " ".join(compare.conclusions(rows))
     rows[4] |= {"others_cores": 1.9, "cold_others_cores": 1.9}
     said = compare.conclusions(rows)
     assert sum("too noisy" in sentence for sentence in said) == 5, said
-    found = claims.Evidence("", {str(n): r for n, r in rows.items()}, {})
-    assert found.changes("1", "4")[2] == float("inf") and found.changes("1", "2")[2] == ledger.NOISE
+    found = claims.Evidence("", {n: [r] for n, r in rows.items()}, {})
+    assert found.changes(1, 4, "wall_s").noise == float("inf") and found.changes(1, 2, "wall_s").noise == ledger.NOISE
 
 
 def test_unsteady_repeats_are_repeated_and_the_steadiest_kept():
