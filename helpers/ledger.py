@@ -261,7 +261,7 @@ def _value(row, key):
 
 
 def middle(rows, key):
-    """Median of the figure ``key`` over all ``rows`` of a step; disturbed ones are left out where others are there. First used in notebook 05."""
+    """Median of the figure ``key`` over all ``rows`` of a step; disturbed ones are left out where others are there. First used in notebook 09."""
     return median(_value(row, key) for row in _calm(rows, key))
 
 
@@ -276,7 +276,7 @@ def difference(before, after, key, after_key=None):
     for rows, name in ((before, key), (after, after_key or key)):
         calm = _calm(rows, name)
         if trouble := disturbed(calm[-1], name):
-            noise, why = inf, f"{calm[-1].get('title', 'a step')}: {trouble}"
+            noise, why = inf, ": ".join(filter(None, (calm[-1].get("title"), trouble)))
         values, center = [_value(row, name) for row in calm], middle(rows, name)
         noise = max(noise, 100 * (max(values) - min(values)) / center, *(100 * _spread(row, name) for row in calm))
         middles.append(center)

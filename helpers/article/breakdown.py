@@ -61,6 +61,17 @@ def operations_chart(rows, save_as=None):
     return plots.show(figure, f"{where(first)}. " + "; ".join(texts) + ".", save_as)
 
 
+def history(rows):
+    """Return all rows of each step (ledger.history) on the tier and device of ``rows``, those of the notebooks before and of earlier runs too."""
+    return ledger.history(ledger.read(), rows[-1]["tier"], rows[-1]["device"]) if rows else {}
+
+
+def against(before, after, key, after_key=None):
+    """Return the ledger.Difference of two Timings, or of all rows of two steps. First used in notebook 06."""
+    sides = (side if isinstance(side, list) else [ledger.measured(side)] for side in (before, after))
+    return ledger.difference(*sides, key, after_key)
+
+
 class Part(NamedTuple):
     """One bar of the waterfall: what changes, seconds before and after it, and ledger.Difference.sign. after is None where it was not measured."""
 
