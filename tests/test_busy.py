@@ -1,12 +1,10 @@
 """Beside other programs the course says the same as on a quiet machine, or that it is too noisy to tell; and each row keeps how busy it was."""
 
-import subprocess
-import sys
 import time
-from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
+from support.busy import busy
 
 from helpers import ledger, machine, timing
 from helpers.article import claims, compare
@@ -15,19 +13,6 @@ from helpers.models import choose
 from helpers.timing import Call
 
 PAIRS = ((1, 2), (1, 4), (2, 3), (3, 4))
-
-
-@contextmanager
-def busy(programs):
-    """``programs`` processes (list of Popen) that compute, at most five minutes."""
-    code = "import time\nend = time.time() + 300\nwhile time.time() < end: pass"
-    with ExitStack() as stack:
-        children = [stack.enter_context(subprocess.Popen([sys.executable, "-c", code])) for _ in range(programs)]
-        try:
-            yield children
-        finally:
-            for child in children:
-                child.kill()
 
 
 def measured():

@@ -111,7 +111,7 @@ def changes(found):
 def waterfall_chart(rows, save_as=None):
     """Draw ``changes`` of all ``rows`` as a waterfall, from step 1's first call down to step 4's; return what ``plots.show`` returns.
 
-    A bar that is not larger than its noise says so. None without the two steps.
+    A bar that is not larger than its noise says so ("~ none"), and one that is too noisy to tell ("~ noisy"). None without the two steps.
     """
     found = ledger.by_step(rows)
     parts = changes(found)
@@ -134,11 +134,11 @@ def waterfall_chart(rows, save_as=None):
         less = after < before
         colour, hatch = ("#999999", "") if sign == "total" else ("#0072b2", "") if less else ("#e69f00", "///")
         axes.barh(place, after - before, left=before, color=colour, hatch=hatch, edgecolor="white", height=0.7)
-        said = seconds(after) if sign == "total" else f"{'−' if less else '+'}{seconds(abs(after - before))}{'' if sign else ' ~ within noise'}"
+        said = seconds(after) if sign == "total" else f"{'−' if less else '+'}{seconds(abs(after - before))}{ {0: ' ~ none', None: ' ~ noisy'}.get(sign, '') }"
         axes.text(max(before, after) + highest / 100, place, said, va="center", fontsize=8)
         texts.append(f"{what}: {said}")
     axes.set_yticks(range(len(bars)), [what for what, *_ in bars])
-    axes.set_xlim(0, highest * 1.15)
+    axes.set_xlim(0, highest * 1.2)
     axes.invert_yaxis()
     return plots.show(figure, f"{where(first)}. " + "; ".join(texts) + ".", save_as)
 
