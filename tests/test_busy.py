@@ -7,7 +7,7 @@ import pytest
 from support.busy import busy
 
 from helpers import ledger, machine, timing
-from helpers.article import claims, compare
+from helpers.article import breakdown, claims, compare
 from helpers.errors import UnknownStepError
 from helpers.models import choose
 from helpers.timing import Call
@@ -156,6 +156,19 @@ def test_sentences_of_noisy_rows():
     assert sum("too noisy" in sentence for sentence in said) == 5, said
     found = claims.Evidence("", {n: [r] for n, r in rows.items()}, {})
     assert found.changes(1, 4, "wall_s").noise == float("inf") and found.changes(1, 2, "wall_s").noise == ledger.NOISE
+
+
+def test_a_bar_of_the_waterfall_knows_whether_it_is_noise():
+    about = {"tier": "hub", "device": "CPU", "prompt": timing.PROMPT, "new_tokens": timing.NEW_TOKENS, "dtype": "bfloat16", "layer_class": "Linear"}
+    found = {n: [row(walls, cold) | about] for n, (walls, cold) in {1: (STEADY, 2.0), 2: ([0.5] * 3, 0.6), 4: ([0.3, 0.5, 0.9], 0.5)}.items()}
+    assert {part.what: part.sign for part in breakdown.changes(found) if part.after} == {
+        "start-up of step 1": -1,  # 2 s to 1.01
+        "bfloat16 in place of float16": -1,  # to 0.5
+        "larger model": None,  # to 0.5, and repeats differ by 60 %
+        "start-up of step 4": None,
+    }
+    found[4] = [row([0.5] * 3, 0.51) | about]
+    assert [part.sign for part in breakdown.changes(found)][-2:] == [0, 0]
 
 
 def test_unsteady_repeats_are_repeated_and_the_steadiest_kept():

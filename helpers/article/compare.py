@@ -70,7 +70,7 @@ def conclusions(rows, history=None):
         starts = {n: ledger.difference(history[n], history[n], "warm_wall_s", "wall_s") for n in warm}
         ratios = [1 + start.percent / 100 for start in starts.values()]
         text = f"A first call took {min(ratios):.1f} to {max(ratios):.1f} times as long as a warm one"
-        troubled = [f"step {label(n, rows)}: {start.why}" for n, start in starts.items() if start.sign is None]
+        troubled = [f"step {n}: {start.why}" for n, start in starts.items() if start.sign is None]
         visible = "it measures start-up and decoding together" if max(start.sign or 0 for start in starts.values()) > 0 else "no start-up can be seen here"
         said.append(f"{text}: {visible}." if not troubled else f"{text}, but that is too noisy to conclude from ({'; '.join(troubled)}).")
     if 1 in warm and 4 in warm:
