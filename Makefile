@@ -21,7 +21,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CHECK ?= .venv/check
-SLOW := article_stack data_build hub quantise serving tools_gpu
+SLOW := article_stack data_build hub quantise serving tools_gpu verdicts
 
 .PHONY: run test test-fast notebooks lab data picture badges check format links platforms replica t4 gpu static clean
 

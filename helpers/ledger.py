@@ -12,15 +12,16 @@ from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from helpers import ROOT, kernels, loading, machine
 from helpers.errors import CourseError, ImpossibleFigureError
 from helpers.machine.speed import LARGEST, bandwidth
 from helpers.models import choose
-from helpers.models.catalogue import STEPS
+from helpers.models.catalogue import STEPS, VARIANTS
 from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
-from helpers.timing import UNSTEADY, Call, measure, seconds, spread
+from helpers.timing import NEW_TOKENS, PROMPT, UNSTEADY, Call, measure, seconds, spread
 
 SCHEMA = 1
 LOST = 0.1  # of a core: what a row's threads may lack
@@ -28,6 +29,7 @@ SURE = 0.9  # of the floor: the best of two bandwidths measured in one minute di
 LOOKS = 3  # bandwidths that are measured before a row is refused: beside other programs one comes out too low, and the floor too high
 NOISE = 5  # per cent: a smaller change counts as none
 COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the first call
+WARM = {"tpot_s": "tpot", "warm_ttft_s": "ttft", "warm_cpu_total_s": "cpu_total"}  # of the warm calls: what of a call; all others their wall time
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
 REQUIRED = {
     "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str, "prompt": str,
@@ -166,18 +168,30 @@ def read(path=None, engine="transformers"):
     return rows
 
 
-def history(rows, tier, device):
-    """Return {step number: all its rows} among ``rows`` measured on ``tier`` and ``device`` by notebooks 01 to 04. First used in notebook 05."""
+def by_step(rows):
+    """Return {step number, or name of a variant: all its rows} of those ``rows`` that measured the article's call, cold and warm.
+
+    Of several sizes, the last.
+    """
     found = {}
     for row in rows:
-        if row["step"] and row["tier"] == tier and row["device"] == device and "run" not in row:
-            found.setdefault(row["step"], []).append(row)
-    return found
+        if row.get("warm") and (row["prompt"], row["new_tokens"], row.get("batch", 1)) == (PROMPT, NEW_TOKENS, 1):
+            variant = row.get("variant") or ""
+            found.setdefault((int(variant) if variant.isdecimal() else row["step"] or variant, row["title"]), []).append(row)
+    return {key: group for (key, _), group in found.items()}
+
+
+def history(rows, tier, device):
+    """Return ``by_step`` of all ``rows`` measured on ``tier`` and ``device``, by notebooks 01 to 04 and by the benchmark. First used in notebook 05."""
+    here = [row for row in rows if (row["tier"], row["device"]) == (tier, device)]
+    sizes = {row["parameters"] for row in here if row["step"]}  # another model of the reader's takes no step's place
+    return by_step([row for row in here if row["step"] or row.get("variant") in VARIANTS and row["parameters"] in sizes])
 
 
 def latest(rows, tier, device):
     """Return {step number: its newest row} among ``rows`` measured on ``tier`` and ``device`` by notebooks 01 to 04, in the steps' order."""
-    return {number: found[-1] for number, found in sorted(history(rows, tier, device).items())}
+    here = [row for row in rows if row["step"] and (row["tier"], row["device"]) == (tier, device) and "run" not in row]
+    return dict(sorted({row["step"]: row for row in here}.items()))
 
 
 def steps(tier, missing=(), **options):
@@ -239,9 +253,9 @@ def disturbed(row, key="warm_wall_s"):
     return f"the repeats differ by {100 * differ:.0f} %" if differ > UNSTEADY else ""
 
 
-def _spread(row):
+def _spread(row, key="warm_wall_s"):
     """See timing.spread, of the row's warm calls."""
-    return spread([Call(**call) for call in row.get("warm", ())])
+    return spread([Call(**call) for call in row.get("warm", ())], WARM.get(key, "wall"))
 
 
 def mark(row, *keys):
@@ -250,24 +264,67 @@ def mark(row, *keys):
     return "" if not found else "~ busy" if "programs" in found else "~ noisy"
 
 
-def difference(before, after, key):
-    """(change in per cent, noise in per cent, why it is noisy or "") of the figure ``key`` from rows ``before`` to rows ``after``.
+class Difference(NamedTuple):
+    """A change in per cent, see ``difference``; noise: which change counts as none, in per cent; why it is more than NOISE, or ""."""
 
-    before, after: all rows of a step on one machine, at least one each; the medians are compared. Rows that were disturbed are left out where
-    others are there. The noise is how far the rows of one side lie apart, at least the interquartile range of their warm calls and NOISE; it
-    has no end where only disturbed rows are there. A change that is not larger than the noise is none. First used in notebook 05.
+    percent: float
+    noise: float = NOISE
+    why: str = ""
+
+    @property
+    def sign(self):
+        """-1 less, 1 more, 0 about the same, None too noisy to tell."""
+        return (1 if self.percent > 0 else -1) if abs(self.percent) > self.noise else None if self.why else 0
+
+    def below(self, limit):
+        """Whether it is a change to ``limit`` per cent or lower: True, False, or None if that is too noisy to tell."""
+        ratio, edge, factor = 1 + self.percent / 100, 1 + limit / 100, 1 + self.noise / 100
+        return True if ratio * factor <= edge else False if ratio / factor > edge else None
+
+    def words(self, what):
+        """E.g. "80 % less wall time"."""
+        if self.sign:
+            return f"{abs(self.percent):.0f} % {'less' if self.percent < 0 else 'more'} {what}"
+        same = f"about the same {what} ({self.percent:+.0f} %)"
+        return same if self.sign == 0 else f"{what} too noisy to tell ({self.percent:+.0f} %, and {self.why})"
+
+    def times(self):
+        """E.g. "1.52 times as long". First used in notebook 05."""
+        said = f"{1 + self.percent / 100:.2f} times as long"
+        return said if self.sign else f"about as long ({said})" if self.sign == 0 else f"too noisy to tell ({said}, and {self.why})"
+
+
+def _calm(rows, key):
+    """Those of ``rows`` whose figure ``key`` stands; all of them where none does."""
+    return [row for row in rows if not disturbed(row, key)] or rows
+
+
+def _value(row, key):
+    return median(call["user"] + call["sys"] for call in row["warm"]) if key == "warm_cpu_total_s" else row[key]
+
+
+def middle(rows, key):
+    """Median of the figure ``key`` over all ``rows`` of a step; disturbed ones are left out where others are there. First used in notebook 09."""
+    return median(_value(row, key) for row in _calm(rows, key))
+
+
+def difference(before, after, key, after_key=None):
+    """Return the Difference of the figure ``key`` from rows ``before`` to rows ``after`` (there ``after_key``, if it is another).
+
+    before, after: all rows of a step on one machine, at least one each; their ``middle`` is compared. The noise is how far the rows of one side
+    lie apart, at least the interquartile range of their warm calls and NOISE; it has no end where only disturbed rows are there. A change that
+    is not larger than the noise is none. First used in notebook 05.
     """
     middles, noise, why = [], NOISE, ""
-    for rows in (before, after):
-        calm = [row for row in rows if not disturbed(row, key)]
-        if not calm:
-            noise, why = inf, f"{rows[-1].get('title', 'a step')}: {disturbed(rows[-1], key)}"
-        values = [row[key] for row in calm or rows]
-        middle = median(values)
-        noise = max(noise, 100 * (max(values) - min(values)) / middle, *(100 * _spread(row) for row in calm or rows))
-        middles.append(middle)
+    for rows, name in ((before, key), (after, after_key or key)):
+        calm = _calm(rows, name)
+        if trouble := disturbed(calm[-1], name):
+            noise, why = inf, ": ".join(filter(None, (calm[-1].get("title"), trouble)))
+        values, center = [_value(row, name) for row in calm], middle(rows, name)
+        noise = max(noise, 100 * (max(values) - min(values)) / center, *(100 * _spread(row, name) for row in calm))
+        middles.append(center)
     why = why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
-    return 100 * (middles[1] - middles[0]) / middles[0], noise, why
+    return Difference(100 * (middles[1] - middles[0]) / middles[0], noise, why)
 
 
 def recorded_rows():

@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from math import exp, inf, sqrt
 from pathlib import Path
 
-from helpers import ROOT, machine
+from helpers import ROOT, ledger, machine
 from helpers.errors import PromptError
-from helpers.ledger import PACKAGES
 from helpers.loading.memory import hollow
 from helpers.models import files
 from helpers.models.catalogue import LINEARS
@@ -156,10 +155,15 @@ def make_row(step, figures, tpot_s=None, device=None, **other):
     row = {
         "title": step.title, "tier": step.tier, "device": device or machine.device_name(), "model": step.model, "format": step.format,
         "weight_bytes": other.get("weight_bytes") or step.bytes, "checkpoint": step.place, "protocol": PROTOCOL,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": {name: installed(name) for name in PACKAGES},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": {name: installed(name) for name in ledger.PACKAGES},
         "missing": "",
     }  # fmt: skip
     return row | dict.fromkeys(NUMBERS) | figures | {"tpot_s": tpot_s} | other
+
+
+def speed(timing):
+    """What a row keeps of ``timing`` (a Timing, or None): time a token, and ledger.mark where that was disturbed. First used in notebook 08."""
+    return {"tpot_s": timing.median("tpot"), "mark": ledger.mark(ledger.measured(timing))} if timing else {"tpot_s": None, "mark": ""}
 
 
 def save(rows, path=None):

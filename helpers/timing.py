@@ -239,10 +239,10 @@ def steadiest(calls, again):
     return min(rounds, key=spread)
 
 
-def spread(calls):
-    """Interquartile range of the wall times of ``calls``, as a share of their median; 0 with fewer than two."""
-    walls = [call.wall for call in calls]
-    return (iqr(walls) or 0) / median(walls) if walls else 0
+def spread(calls, quantity="wall"):
+    """Interquartile range of ``quantity`` over ``calls``, as a share of its median; 0 with fewer than two."""
+    values = [value for call in calls if (value := getattr(call, quantity)) is not None]
+    return (iqr(values) or 0) / median(values) if len(values) > 1 else 0
 
 
 class _FirstToken:

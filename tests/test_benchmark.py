@@ -168,7 +168,7 @@ def test_a_size_with_random_weights(tmp_path, monkeypatch):
 
 
 def changes(rows):
-    return breakdown.changes(benchmark.by_step(rows))
+    return [part[:3] for part in breakdown.changes(ledger.by_step(rows))]
 
 
 def test_the_changes_add_up_and_a_missing_step_is_in_the_next(measured):
@@ -177,7 +177,7 @@ def test_the_changes_add_up_and_a_missing_step_is_in_the_next(measured):
     for key, (cold, warm) in walls.items():
         call = base["warm"][0] | {"wall": warm}
         known = {"step": int(key) if key.isdigit() else 0, "variant": "" if key.isdigit() else key, "title": key, "dtype": "bfloat16"}
-        rows.append(base | known | {"wall_s": cold, "warm": [call]})
+        rows.append(base | known | {"wall_s": cold, "warm": [call], "warm_wall_s": warm})
     parts = changes(rows)
     assert [after for _, _, after in parts] == [8, 6, 4, 5, None, None, 2, 3, 4.5]  # two kernels are missing; nothing goes back to float16
     assert parts[6][1] == 5 and sum(after - before for _, before, after in parts if after is not None) == 4.5 - 9
@@ -185,7 +185,7 @@ def test_the_changes_add_up_and_a_missing_step_is_in_the_next(measured):
     assert ("back to float16", 5, 4) in changes(on_gpu)
     assert changes(rows[:-1]) == []
 
-    triton = rows[4] | {"step": 0, "variant": "gptq-triton", "title": "Triton", "warm": [base["warm"][0] | {"wall": 2.5}]}
+    triton = rows[4] | {"step": 0, "variant": "gptq-triton", "title": "Triton", "warm": [base["warm"][0] | {"wall": 2.5}], "warm_wall_s": 2.5}
     other = triton | {"layer_class": "TritonV2Linear"}
     assert ("4 bits, Triton kernel", 5, 2.5) in changes([*rows, other])
     same = changes([*rows, triton])  # step 3 has that kernel itself, as on a machine without a compiler: it is no change

@@ -1,33 +1,18 @@
 """Beside other programs the course says the same as on a quiet machine, or that it is too noisy to tell; and each row keeps how busy it was."""
 
-import subprocess
-import sys
 import time
-from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
+from support.busy import busy
 
 from helpers import ledger, machine, timing
-from helpers.article import claims, compare
+from helpers.article import breakdown, claims, compare
 from helpers.errors import UnknownStepError
 from helpers.models import choose
 from helpers.timing import Call
 
 PAIRS = ((1, 2), (1, 4), (2, 3), (3, 4))
-
-
-@contextmanager
-def busy(programs):
-    """``programs`` processes (list of Popen) that compute, at most five minutes."""
-    code = "import time\nend = time.time() + 300\nwhile time.time() < end: pass"
-    with ExitStack() as stack:
-        children = [stack.enter_context(subprocess.Popen([sys.executable, "-c", code])) for _ in range(programs)]
-        try:
-            yield children
-        finally:
-            for child in children:
-                child.kill()
 
 
 def measured():
@@ -133,14 +118,57 @@ def test_a_difference_must_be_larger_than_the_noise():
     assert ledger.difference([row(STEADY)], [loud, row(STEADY)], "warm_wall_s")[:2] == (0, ledger.NOISE), "a calm row counts in place of a disturbed one"
 
 
+def test_the_noise_is_that_of_the_quantity_compared():
+    """Repeats whose wall time is steady and whose first token comes at very different times."""
+    calls = [vars(Call(1.0, 0.0, 1.0, ttft, 15)) for ttft in (0.1, 0.2, 0.3)]
+    rows = [row(STEADY) | {"warm": calls, "warm_ttft_s": 0.2}]
+    assert ledger.difference(rows, rows, "warm_ttft_s").noise == pytest.approx(50)  # (0.25 - 0.15) / 0.2
+    assert ledger.difference(rows, rows, "warm_wall_s").noise == ledger.NOISE
+
+
+@pytest.mark.parametrize(
+    ("found", "sign", "words", "times"),
+    [
+        ((-80, 5, ""), -1, "80 % less time", "0.20 times as long"),
+        ((400, 30, "w"), 1, "400 % more time", "5.00 times as long"),
+        ((3, 5, ""), 0, "about the same time (+3 %)", "about as long (1.03 times as long)"),
+        ((3, 9, "w"), None, "time too noisy to tell (+3 %, and w)", "too noisy to tell (1.03 times as long, and w)"),
+        ((3193, float("inf"), "w"), None, "time too noisy to tell (+3193 %, and w)", "too noisy to tell (32.93 times as long, and w)"),
+    ],
+)
+def test_a_difference_in_words(found, sign, words, times):
+    difference = ledger.Difference(*found)
+    assert (difference.sign, difference.words("time"), difference.times()) == (sign, words, times)
+
+
+@pytest.mark.parametrize(
+    ("percent", "noise", "below"), [(-80, 5, True), (-60, 5, False), (-75, 5, None), (-80, 40, None), (-90, 40, True), (-80, float("inf"), None)]
+)
+def test_a_change_to_a_limit_or_lower(percent, noise, below):
+    assert ledger.Difference(percent, noise, "w").below(-75) is below
+
+
 def test_sentences_of_noisy_rows():
     rows = {n: row(STEADY) | {"tier": "hub", "tpot_s": 0.1 * n, "weight_bytes": n, "checkpoint": "x", "completion": "", "title": f"s{n}"} for n in (1, 2, 3, 4)}
     assert "too noisy" not in " ".join(compare.conclusions(rows))
     rows[4] |= {"others_cores": 1.9, "cold_others_cores": 1.9}
     said = compare.conclusions(rows)
     assert sum("too noisy" in sentence for sentence in said) == 5, said
-    found = claims.Evidence("", {str(n): r for n, r in rows.items()}, {})
-    assert found.changes("1", "4")[2] == float("inf") and found.changes("1", "2")[2] == ledger.NOISE
+    found = claims.Evidence("", {n: [r] for n, r in rows.items()}, {})
+    assert found.changes(1, 4, "wall_s").noise == float("inf") and found.changes(1, 2, "wall_s").noise == ledger.NOISE
+
+
+def test_a_bar_of_the_waterfall_knows_whether_it_is_noise():
+    about = {"tier": "hub", "device": "CPU", "prompt": timing.PROMPT, "new_tokens": timing.NEW_TOKENS, "dtype": "bfloat16", "layer_class": "Linear"}
+    found = {n: [row(walls, cold) | about] for n, (walls, cold) in {1: (STEADY, 2.0), 2: ([0.5] * 3, 0.6), 4: ([0.3, 0.5, 0.9], 0.5)}.items()}
+    assert {part.what: part.sign for part in breakdown.changes(found) if part.after} == {
+        "start-up of step 1": -1,  # 2 s to 1.01
+        "bfloat16 in place of float16": -1,  # to 0.5
+        "larger model": None,  # to 0.5, and repeats differ by 60 %
+        "start-up of step 4": None,
+    }
+    found[4] = [row([0.5] * 3, 0.51) | about]
+    assert [part.sign for part in breakdown.changes(found)][-2:] == [0, 0]
 
 
 def test_unsteady_repeats_are_repeated_and_the_steadiest_kept():

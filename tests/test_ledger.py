@@ -91,6 +91,12 @@ def test_latest_takes_the_newest_of_one_machine():
     assert list(chosen) == [1, 2] and chosen[2]["wall_s"] == 3.0
 
 
+def test_the_middle_is_over_all_rows_that_stand():
+    """Of three rows, one was disturbed: the median of the other two."""
+    rows = [row(wall=wall) | {"cores": 2, "cold_others_cores": others} for wall, others in ((2.0, 0.0), (4.0, 0.0), (90.0, 1.9))]
+    assert ledger.middle(rows, "wall_s") == 3.0 and ledger.middle(rows[2:], "wall_s") == 90.0
+
+
 def test_rows_of_a_run_are_complete_and_consistent(run_results):
     rows = ledger.read(f"{run_results}/ledger.jsonl")
     newest = ledger.latest(rows, "embedded", rows[-1]["device"])

@@ -4,55 +4,79 @@ The claims stand in ``data/article.json``; notebook 09 has a rule for each. Firs
 """
 
 from dataclasses import dataclass
+from math import inf, log
 
-from helpers import benchmark, ledger, plots
+from helpers import ledger, limits, plots
 from helpers.article import breakdown
 from helpers.timing import seconds
 
 HOLDS, OTHERWISE, NOT, UNKNOWN = "holds", "holds for another reason", "does not hold", "can't be told on this hardware"
-NOISE = ledger.NOISE
+LLAMA = "Llama-2 7B"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one machine says. name: for the table. steps: {step's key as text: ledger row}, rounds pooled. quality: rows of notebook 08."""
+    """What one machine says. name: for the table. steps: {step's number or variant's name: all its rows}. quality: {the same: row of notebook 08}."""
 
     name: str
     steps: dict
     quality: dict
 
-    def changes(self, before, after):
-        """(change of the first call, change of the warm call, what counts as noise) from one step to another, in per cent; None if one is missing."""
-        rows = [self.steps.get(key) for key in (before, after)]
-        if None in rows or not all(row.get("warm_wall_s") for row in rows):
+    def changes(self, before, after, key, after_key=None):
+        """The ledger.Difference of ``key`` from one step to another; None if one is missing."""
+        if not self.steps.get(before) or not self.steps.get(after):
             return None
-        found = [ledger.difference([rows[0]], [rows[1]], key) for key in ("wall_s", "warm_wall_s")]
-        return *(percent for percent, _, _ in found), max(noise for _, noise, _ in found)
+        return ledger.difference(self.steps[before], self.steps[after], key, after_key)
+
+    @property
+    def parameters(self):
+        """Of the smallest of the four steps' models; None without any."""
+        return min((row["parameters"] for key, rows in self.steps.items() if key in (1, 2, 3, 4) for row in rows), default=None)
+
+    @property
+    def distance(self):
+        """How far its models are from Llama-2's size: 0 if they have it, more the smaller they are."""
+        ratio = self.parameters / limits.models()[LLAMA].parameters if self.parameters else 0
+        return (0 if 0.8 < ratio < 1.25 else abs(log(ratio))) if ratio else inf
+
+
+def size(rows):
+    """The sizes of the models of ``rows``, in words, e.g. "6.7 and 13.0 billion parameters"."""
+    sizes = sorted({row["parameters"] for row in rows})
+    unit, name = (1e9, "billion") if sizes[-1] > 1e9 else (1e6, "million")
+    return f"{' and '.join(f'{number / unit:.1f}' for number in sizes)} {name} parameters"
 
 
 def own(rows, quality):
-    """Return the reader's Evidence: the newest row's tier and device, and there the benchmark's newest run of all four steps, else notebooks 01 to 04."""
+    """Return the reader's Evidence: all rows of the newest row's tier and device, of notebooks 01 to 04 and of the benchmark alike."""
     if not rows:
         return Evidence("yours", {}, {})
     newest = next((row for row in reversed(rows) if row["step"]), rows[-1])  # one of the four, not another model of the reader's
-    here = [row for row in rows if (row["tier"], row["device"]) == (newest["tier"], newest["device"])]
-    steps = {str(number): row for number, row in ledger.latest(rows, newest["tier"], newest["device"]).items()}
-    for run in dict.fromkeys(row["run"] for row in here if "run" in row):  # oldest first
-        found = benchmark.by_step([row for row in here if row.get("run") == run])
-        if all(found.get(str(number), {}).get("step") == number for number in (1, 2, 3, 4)):  # a size has taken no step's place
-            steps = found
-    return Evidence(f"yours: {plots.source(newest)}", steps, {str(key): row for key, row in quality.items() if row["tier"] == newest["tier"]})
+    steps = ledger.history(rows, newest["tier"], newest["device"])
+    return Evidence(f"yours: {plots.source(newest)}", steps, {key: row for key, row in quality.items() if row["tier"] == newest["tier"]})
 
 
 def recorded(rows, quality):
-    """Return the Evidence of one recorded run (rows of ledger.recorded_rows): its benchmark rows, or the rows of its notebooks."""
-    runs = [row for row in rows if "run" in row]
-    steps = benchmark.by_step(runs) if runs else {str(row["step"]): row for row in rows}
-    return Evidence(plots.where(rows[-1]), steps, {str(key): row for key, row in quality.items()})
+    """Return the Evidence of one recorded run (rows of ledger.recorded_rows). Its name has place, date, sizes and folder: no other has it too."""
+    return Evidence(f"{plots.where(rows[-1])}, {size(rows)} ({rows[-1]['recorded']})", ledger.by_step(rows), quality)
 
 
 def savings(found):
-    """Say which changes from step 1 to step 4 saved most of the time (two at most), from ``found.steps``; "" if none did."""
-    parts = [(what, after - before) for what, before, after in breakdown.changes(found.steps) if after is not None]
-    largest = sorted((part for part in parts if part[1] < 0), key=lambda part: part[1])[:2]
+    """Say which changes from step 1 to step 4 saved most of the time (two at most), from ``found.steps``; "" if none did for sure."""
+    parts = [(part.what, part.after - part.before) for part in breakdown.changes(found.steps) if part.sign == -1]
+    largest = sorted(parts, key=lambda part: part[1])[:2]
     return "; most of it: " + ", ".join(f"{what} ({seconds(-value)})" for what, value in largest) if largest else ""
+
+
+def disagreements(found):
+    """Sentences on what notebooks 01 to 05 and the benchmark of notebook 06 say differently, from ``found.steps``: each for itself, beyond its noise."""
+    said = []
+    for before, after in ((1, 2), (2, 3), (3, 4), (1, 4)):
+        for key, what in (("wall_s", "first call"), ("warm_wall_s", "warm call")):
+            sides = [{n: [row for row in found.steps.get(n, ()) if ("run" in row) == run] for n in (before, after)} for run in (False, True)]
+            if all(side[before] and side[after] for side in sides):
+                theirs, ours = (ledger.difference(side[before], side[after], key) for side in sides)
+                if None not in (theirs.sign, ours.sign) and theirs.sign != ours.sign:
+                    words = [one.words("wall time") for one in (theirs, ours)]
+                    said.append(f"Step {before} to step {after}, {what}: {words[0]} in notebook 05, {words[1]} in notebook 06.")
+    return said

@@ -3,8 +3,6 @@
 First used in notebook 05.
 """
 
-from statistics import median
-
 from helpers import ledger
 from helpers.article import ARTICLE, article_rows, change, markdown
 from helpers.plots import comparison_table, label, source
@@ -55,42 +53,39 @@ def conclusions(rows, history=None):
     history: {step: all its rows on that machine}, see ledger.history; comparisons are made with all of them, and say so where they differ too
     much. Without it, with ``rows`` alone.
     """
-    history = history or {number: [row] for number, row in rows.items()}
+    history = {number: [row] for number, row in rows.items()} | (history or {})
 
-    def differ(before, after, key):
-        return ledger.difference(history[before], history[after], key)
+    def differ(before, after, key, what):
+        return ledger.difference(history[before], history[after], key).words(what)
 
     if not rows:
         return ["Nothing was measured yet: run notebooks 01 to 04 first."]
     missing = [str(n) for n in article_rows() if n not in rows]
     said = [f"Not measured yet: step {', '.join(missing)}. Run its notebook first."] if missing else []
     if 1 in rows and 4 in rows:
-        theirs = change(*(article_rows()[n]["wall_s"] for n in (1, 4)))
-        said.append(
-            f"First call, step 1 to step 4: {more_or_less('wall time', *differ(1, 4, 'wall_s'))} here, {more_or_less('wall time', theirs)} in the article."
-        )
+        theirs = ledger.Difference(change(*(article_rows()[n]["wall_s"] for n in (1, 4))))
+        said.append(f"First call, step 1 to step 4: {differ(1, 4, 'wall_s', 'wall time')} here, {theirs.words('wall time')} in the article.")
     warm = {n: r for n, r in rows.items() if r.get("warm_wall_s") and r.get("tpot_s")}
     if warm:
-        ratios = [r["wall_s"] / r["warm_wall_s"] for r in warm.values()]
+        starts = {n: ledger.difference(history[n], history[n], "warm_wall_s", "wall_s") for n in warm}
+        ratios = [1 + start.percent / 100 for start in starts.values()]
         text = f"A first call took {min(ratios):.1f} to {max(ratios):.1f} times as long as a warm one"
-        troubled = [f"step {label(n, rows)}: {why}" for n, r in warm.items() if (why := ledger.disturbed(r, "wall_s") or ledger.disturbed(r))]
-        visible = "it measures start-up and decoding together" if max(ratios) > 1.1 else "no start-up can be seen here"
+        troubled = [f"step {n}: {start.why}" for n, start in starts.items() if start.sign is None]
+        visible = "it measures start-up and decoding together" if max(start.sign or 0 for start in starts.values()) > 0 else "no start-up can be seen here"
         said.append(f"{text}: {visible}." if not troubled else f"{text}, but that is too noisy to conclude from ({'; '.join(troubled)}).")
     if 1 in warm and 4 in warm:
-        said.append(f"Warm call, step 1 to step 4: {more_or_less('wall time', *differ(1, 4, 'warm_wall_s'))}.")
+        said.append(f"Warm call, step 1 to step 4: {differ(1, 4, 'warm_wall_s', 'wall time')}.")
     if 3 in warm and 4 in warm:
         ratio = rows[4]["weight_bytes"] / rows[3]["weight_bytes"]
-        slower = more_or_less("time a token", *differ(3, 4, "tpot_s"))
-        said.append(f"Step 3 to step 4, a larger model, both GPTQ: {ratio:.2f} times the bytes, {slower}.")
+        said.append(f"Step 3 to step 4, a larger model, both GPTQ: {ratio:.2f} times the bytes, {differ(3, 4, 'tpot_s', 'time a token')}.")
     if len(warm) > 1:
-        middle = {n: median(row["tpot_s"] for row in history[n] if row.get("tpot_s")) for n in warm}
+        middle = {n: ledger.middle(history[n], "tpot_s") for n in warm}
         order = sorted(warm, key=middle.get)
 
         def end(before, after, one):
-            percent, noise, why = differ(before, after, "tpot_s")
-            if percent > noise:
+            if ledger.difference(history[before], history[after], "tpot_s").sign == 1:
                 return f"step {label(one, rows)} ({seconds(middle[one])})"
-            return f"step {label(before, rows)} or step {label(after, rows)}: {more_or_less('time a token', percent, noise, why)}"
+            return f"step {label(before, rows)} or step {label(after, rows)}: {differ(before, after, 'tpot_s', 'time a token')}"
 
         said.append(f"The shortest time a token has {end(*order[:2], order[0])}, the longest {end(*order[-2:], order[-1])}.")
     if 2 in rows:
@@ -119,13 +114,6 @@ def report(rows, history=None):
         "\n".join(f"- {sentence}" for sentence in conclusions(rows, history)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def more_or_less(what, percent, noise=ledger.NOISE, why=""):
-    """A relative change in words, see ledger.difference; one that is not larger than the noise is none."""
-    if abs(percent) >= noise:
-        return f"{abs(percent):.0f} % {'less' if percent < 0 else 'more'} {what}"
-    return f"about the same {what} ({percent:+.0f} %)" if not why else f"{what} too noisy to tell ({percent:+.0f} %, and {why})"
 
 
 def _against_bf16(rows, number):
