@@ -62,11 +62,12 @@ def _answer(name, status, output, said):
     return found["answer"]
 
 
-def reply(function, job=None):
+def reply(function, *job):
     """The other end of ``call``: print the answer of ``function`` to ``job`` (by default that in sys.argv), or why there is none, as one line of JSON."""
+    (job,) = job or (json.loads(sys.argv[1]),)
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            found = {"answer": _named(function)(json.loads(sys.argv[1]) if job is None else job)}
+            found = {"answer": _named(function)(job)}
         except CourseError as error:
             found = {"problem": type(error).__name__, "sentence": str(error)}
         except Exception as error:  # a compiler that is missing, a kernel that refuses
