@@ -80,7 +80,9 @@ def test_expected_time():
     one = limits.estimate(MODELS["Llama-2 7B"], "gptq", 1, 1, T4, 0.25)
     assert one.expected == pytest.approx((4 * one.floor, 4 * one.floor)) and "25 % of that" in str(one) and "45.4 ms a step, 22.0 tokens" in str(one)
     two = limits.estimate(MODELS["Llama-2 7B"], "gptq", 512, 1, T4, [0.5, 0.25])
-    assert two.expected == pytest.approx((2 * two.floor, 4 * two.floor)) and "24.4 ms to 48.8 ms a step, 20.5 to 41.0 tokens a second, if it reaches 25 to 50 %" in str(two)
+    assert two.expected == pytest.approx(
+        (2 * two.floor, 4 * two.floor)
+    ) and "24.4 ms to 48.8 ms a step, 20.5 to 41.0 tokens a second, if it reaches 25 to 50 %" in str(two)
     assert "nothing was measured" in str(limits.estimate(MODELS["Llama-2 7B"], "gptq", 1, 1, T4))
 
 
