@@ -96,6 +96,7 @@ class Copies:
         return self
 
     def __exit__(self, *_):
+        self.possible = False
         if self.server:
             self.server.stdin.close()  # which ends it, and its copy
             self.server.wait()

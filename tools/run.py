@@ -74,7 +74,8 @@ def main(names):
     from tools import kernel  # late, as in execute
 
     with process.Copies(kernel.MODULES) as copies:
-        kernel.use(copies)
+        if len(paths) > 1:  # one alone imports the libraries no faster than a process to copy does
+            kernel.use(copies)
         return _run(paths, results)
 
 
