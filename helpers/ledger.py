@@ -327,7 +327,7 @@ def difference(before, after, key, after_key=None):
     return Difference(100 * (middles[1] - middles[0]) / middles[0], noise, why)
 
 
-def recorded_rows():
-    """Return the ledger rows of all recorded runs (``data/recorded/*/ledger.jsonl``), each with the key "recorded": the run's name."""
-    paths = sorted((ROOT / "data" / "recorded").glob("*/ledger.jsonl"))
+def recorded_rows(files="*/ledger.jsonl"):
+    """Return the rows of transformers in all recorded runs (``files`` in data/recorded), each with the key "recorded": the run's name."""
+    paths = sorted((ROOT / "data" / "recorded").glob(files))
     return [row | {"recorded": path.parent.name} for path in paths for row in read(path)]

@@ -8,6 +8,7 @@ sources. The names: TPOT is the time per output token. First used in notebook 00
 
 import json
 from dataclasses import dataclass
+from statistics import median
 
 from helpers import ROOT, ledger, machine
 from helpers.errors import CourseError
@@ -75,18 +76,37 @@ def with_floor(rows, device=None, speeds=()):
 def steps(tier, **options):
     """Return {number: row} of the article's four steps on ``tier`` and this machine, see ledger.steps, each with its floor and operations.
 
-    floor_bytes: of the weights and the KV cache at half of the answer. operations: of one token, in floating point. First used in notebook 07.
+    floor_bytes: of the weights and the KV cache at half of the answer. operations: of one token, in floating point. rows: all rows of the step
+    on this machine, with the same floor. First used in notebook 07.
     """
-    rows = ledger.steps(tier, STEPS, **options)
+    rows, history = ledger.steps(tier, STEPS, **options), ledger.history(ledger.read(), tier, machine.device_name())
     for number, row in rows.items():
         shape, context = choose.get_step(number, tier).shape, row.get("prompt_tokens", 0) + row["new_tokens"] // 2
         rows[number] = row | {"floor_bytes": step_bytes(shape, row["format"], context), "operations": operations(shape, context)}
-    return dict(zip(rows, with_floor(list(rows.values()))))
+    found = dict(zip(rows, with_floor(list(rows.values()))))
+    return {n: row | {"rows": [each | {"floor_tpot_s": row["floor_tpot_s"]} for each in history.get(n, [row])]} for n, row in found.items()}
+
+
+def reached(rows):
+    """(share, noise in per cent, why it is noisy or ""): floor / measured TPOT of all ``rows`` of a step on one machine, see ledger.difference. First used in notebook 07."""
+    calm = [row for row in rows if not ledger.disturbed(row, "tpot_s")]
+    return median(row["floor_tpot_s"] / row["tpot_s"] for row in calm or rows), *ledger.difference(rows, rows, "tpot_s")[1:]
+
+
+def gain(before, after):
+    """Say what step ``after`` reads and takes a token against step ``before`` (rows of ``steps``), in a sentence. First used in notebook 07."""
+    percent, noise, why = ledger.difference(before["rows"], after["rows"], "tpot_s")
+    reads = f"{after['title']} reads {after['floor_bytes'] / before['floor_bytes']:.2f} times the bytes of {before['title']}"
+    if abs(percent) > noise:
+        return f"{reads}, and takes {abs(percent):.0f} % {'less' if percent < 0 else 'more'} time a token."
+    if why:
+        return f"{reads}. Whether it takes less time a token is too noisy to tell ({percent:+.0f} %, and {why})."
+    return f"{reads}, and takes about as long a token ({percent:+.0f} %)."
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the calculator found. cache, needed, memory: bytes. floor, expected: seconds a step, in which each sequence gets a token. text: all of it."""
+    """What the calculator found. cache, needed, memory: bytes. floor: seconds a step, in which each sequence gets a token. expected: (shortest, longest). text: all of it."""
 
     batch: int
     cache: int
@@ -95,7 +115,7 @@ class Estimate:
     fits: str
     floor: float
     bound: str
-    expected: float | None
+    expected: tuple | None
     text: str
 
     @property
@@ -111,13 +131,15 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     """Return an Estimate: does ``shape`` in ``format`` fit on ``machine``, and how long does one decoding step take at best?
 
     context: tokens in the KV cache of each sequence. batch: sequences at a time. machine: a dict with name, memory (GB), bandwidth (GB/s),
-    tflops (or None) and cards (default 1). efficiency: floor / measured TPOT of a run, or None. Raises EstimateError or UnknownFormatError.
+    tflops (or None) and cards (default 1). efficiency: floor / measured TPOT of a run, a list of several runs', or None. Raises EstimateError or
+    UnknownFormatError.
     First used in notebook 07.
     """
     for name, value in {"context": context, "batch": batch}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise EstimateError(f"The {name} is {value!r}: give a whole number, 1 or more.")
-    if efficiency is not None and not 0 < efficiency <= 1:
+    shares = sorted(efficiency if isinstance(efficiency, (list, tuple)) else [] if efficiency is None else [efficiency])
+    if not all(0 < share <= 1 for share in shares):
         raise EstimateError(f"The efficiency is {efficiency!r}: give a share of the floor above 0 and at most 1, or None.")
     weights, cache = shape.weight_bytes(format, group_size), batch * context * shape.kv_bytes_per_token
     reading = step_bytes(shape, format, context, batch, group_size) / (machine["bandwidth"] * 1e9)
@@ -125,9 +147,10 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     needed, floor = weights + cache + machine.get("cards", 1) * choose.beside_weights(shape, format), max(reading, computing)
     memory, bound = machine["memory"] * 1e9, "reading" if reading >= computing else "computing"
     fits, expected, words = choose.verdict(needed, memory), None, "nothing was measured from which to say it"
-    if efficiency:
-        expected = floor / efficiency
-        words = f"{seconds(expected)} a step, {batch / expected:,.1f} tokens a second, if it reaches {100 * efficiency:.3g} % of that"
+    if shares:
+        expected = floor / shares[-1], floor / shares[0]
+        times, rates = dict.fromkeys(map(seconds, expected)), dict.fromkeys(f"{batch / each:,.1f}" for each in reversed(expected))
+        words = f"{' to '.join(times)} a step, {' to '.join(rates)} tokens a second, if it reaches {_percent(shares)} of that"
     text = (
         f"{machine['name']}, {FORMATS[format]}, context {context:,}, batch {batch}\n"
         f"{fits}: {weights / 1e9:.2f} GB of weights + {cache / 1e9:.2f} GB of KV cache + {(needed - weights - cache) / 1e9:.1f} GB for the rest (estimate) "
@@ -138,15 +161,23 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     return Estimate(batch, cache, needed, memory, fits, floor, bound, expected, text)
 
 
-def efficiencies(rows):
-    """Return {format: (share, row)}: floor / measured TPOT of the best matching of ``rows`` and of the recorded runs' for each format that has one.
+def _percent(shares):
+    """Sorted ``shares`` in words, e.g. "28 to 53 %"."""
+    return " to ".join(dict.fromkeys(f"{100 * share:.3g}" for share in (shares[0], shares[-1]))) + " %"
 
-    Only full-size shapes count (not the embedded models), batch 1, and steps as they are usually run; of these the largest model, the
-    reader's own before a recorded one, the newest. First used in notebook 07.
+
+def efficiencies(rows):
+    """Return {format: {machine: (share, row)}}: floor / measured TPOT on each machine that ``rows``, or any recorded run, know of.
+
+    Only full-size shapes count (not the embedded models), batch 1, and steps as they are usually run. Of these the machine's largest model, the
+    reader's own before a recorded one: the median of all its rows (see ``reached``), and the newest of them. First used in notebook 07.
     """
-    found = {}
-    for row in sorted([*rows, *ledger.recorded_rows()], key=lambda r: (r["parameters"], "recorded" not in r, r["date"])):
+    groups, found = {}, {}
+    for row in sorted([*rows, *ledger.recorded_rows("*/*.jsonl")], key=lambda r: r["date"]):
         usual = row.get("variant", "") in LIKE_STEPS and row.get("batch", 1) == 1
         if row["tier"] != "embedded" and usual and row.get("floor_tpot_s") and row.get("tpot_s"):
-            found[row["format"]] = (row["floor_tpot_s"] / row["tpot_s"], row)
+            sizes = groups.setdefault((row["format"], row["device"]), {})
+            sizes.setdefault((row["parameters"], "recorded" not in row), []).append(row)
+    for (format, device), sizes in groups.items():
+        found.setdefault(format, {})[device] = reached(sizes[max(sizes)])[0], sizes[max(sizes)][-1]
     return found

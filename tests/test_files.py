@@ -1,4 +1,4 @@
-"""What is written is there whole or not at all, and two programs do not write the same at once; a function is called in a process of its own."""
+"""What is written is there whole or not at all, and two programs do not write the same at once."""
 
 import multiprocessing
 import os
@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from helpers import machine, process
-from helpers.errors import NotEnoughMemoryError, PromptError
+from helpers import machine
+from helpers.errors import NotEnoughMemoryError
 from helpers.models import files
 
 
@@ -66,22 +66,3 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(NotEnoughMemoryError, match="takes 1.0 GB and 0.0 GB of the disk are free"), files.whole(tmp_path / "x", need=1e9):
         pass
     assert not list(tmp_path.iterdir())
-
-
-def work(job):
-    print("this is no answer")
-    if job == "refuse":
-        raise PromptError("The prompt is empty: give one.")
-    if job == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"job": job, "pid": os.getpid()}
-
-
-def test_a_function_in_a_process_of_its_own(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
-    answer = process.call("test_files.work", {"text": "é", "none": None})
-    assert answer["job"] == {"text": "é", "none": None} and answer["pid"] != os.getpid()
-    with pytest.raises(PromptError, match="^The prompt is empty: give one.$"):
-        process.call("test_files.work", "refuse")
-    with pytest.raises(process.ProcessError, match="^The worker was killed, most likely because the memory ran out"):
-        process.call("test_files.work", "die", "The worker")

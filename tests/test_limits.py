@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 from support.book import cells, functions
 
-from helpers import ledger, limits, timing
+from helpers import ROOT, ledger, limits, timing
 from helpers.article import published
 from helpers.machine import speed
 from helpers.models import catalogue, choose
@@ -79,7 +79,11 @@ def test_efficiency_is_a_share(efficiency):
 
 def test_expected_time():
     one = limits.estimate(MODELS["Llama-2 7B"], "gptq", 1, 1, T4, 0.25)
-    assert one.expected == pytest.approx(4 * one.floor) and "25 %" in str(one)
+    assert one.expected == pytest.approx((4 * one.floor, 4 * one.floor)) and "25 % of that" in str(one) and "45.4 ms a step, 22.0 tokens" in str(one)
+    two = limits.estimate(MODELS["Llama-2 7B"], "gptq", 512, 1, T4, [0.5, 0.25])
+    assert two.expected == pytest.approx(
+        (2 * two.floor, 4 * two.floor)
+    ) and "24.4 ms to 48.8 ms a step, 20.5 to 41.0 tokens a second, if it reaches 25 to 50 %" in str(two)
     assert "nothing was measured" in str(limits.estimate(MODELS["Llama-2 7B"], "gptq", 1, 1, T4))
 
 
@@ -94,20 +98,54 @@ def test_where_the_cache_reads_as_much_as_the_weights():
 
 def row(**changes):
     what = {"format": "gptq", "tier": "synthetic", "title": "7B GPTQ", "device": "a CPU", "date": "2026-11-23T00:00:00+00:00"}
-    return what | {"parameters": 7, "variant": "", "batch": 1, "tpot_s": 0.5, "floor_tpot_s": 0.1} | changes
+    return what | {"parameters": 7, "variant": "", "batch": 1, "tpot_s": 0.5, "floor_tpot_s": 0.1, "read_bytes": 2e9} | changes
 
 
-def test_which_run_gives_the_efficiency(book, monkeypatch):
-    monkeypatch.setattr(ledger, "recorded_rows", list)
-    share, chosen = limits.efficiencies([row(recorded="a"), row(parameters=1, tpot_s=0.2, recorded="a")])["gptq"]
-    assert share == pytest.approx(0.2) and chosen["parameters"] == 7  # the largest model, not the most flattering
+def test_each_machine_gives_an_efficiency(book, monkeypatch):
+    monkeypatch.setattr(ledger, "recorded_rows", lambda files: [])
+    known = row(recorded="a")
+    assert limits.efficiencies([known, row(parameters=1, tpot_s=0.2, recorded="a")]) == {"gptq": {"a CPU": (pytest.approx(0.2), known)}}  # the largest model
     own = row(tpot_s=0.25)
-    assert limits.efficiencies([own, row(recorded="a")])["gptq"] == (pytest.approx(0.4), own)
-    assert "recorded run a" in book["where"](row(recorded="a")) and "measured here" in book["where"](own)
+    assert limits.efficiencies([own, known])["gptq"] == {"a CPU": (pytest.approx(0.4), own)}
+    other = row(recorded="b", device="another CPU", tpot_s=0.2)
+    assert {name: share for name, (share, _) in limits.efficiencies([other, own, known])["gptq"].items()} == {"a CPU": 0.4, "another CPU": 0.5}
+    three = [row(tpot_s=each, date=f"2026-11-2{n}") for n, each in enumerate((0.2, 0.4, 0.25))]
+    assert limits.efficiencies(three)["gptq"]["a CPU"] == (pytest.approx(0.4), three[2])  # the median of 0.5, 0.25, 0.4; the newest
+    assert "recorded run a" in book["where"](known) and "measured here" in book["where"](own) and "at 20 GB/s" in book["where"](own)
     assert set(limits.efficiencies([row(format="bf16", variant="2", title="1.3B bf16")])) == {"bf16"}  # a benchmark of a size in between
     unfit = [row(tier="embedded"), row(variant="gptq-torch"), row(batch=4), row(floor_tpot_s=None), row(tpot_s=None)]
     assert limits.efficiencies(unfit) == {}
     assert set(limits.efficiencies([row(format="int8", variant="int8-no-outliers"), row(format="nf4", variant="nf4")])) == {"nf4"}
+
+
+def test_every_recorded_machine_counts():
+    """Read from the files themselves: all machines that a run of transformers at full size was recorded on."""
+    lines = [json.loads(line) for path in (ROOT / "data" / "recorded").glob("*/*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
+    full = [r for r in lines if r["tier"] == "synthetic" and "engine" not in r and r["title"].endswith(" GPTQ")]
+    found = limits.efficiencies([])["gptq"]
+    assert set(found) == {r["device"] for r in full} and len(found) > 1
+    for device, (share, chosen) in found.items():
+        largest = max(r["parameters"] for r in full if r["device"] == device)
+        shares = [r["floor_tpot_s"] / r["tpot_s"] for r in full if r["device"] == device and r["parameters"] == largest]
+        assert min(shares) <= share <= max(shares) and chosen["parameters"] == largest
+
+
+def test_reached_and_gain_take_all_rows_and_ask_for_the_noise():
+    def step(title, bytes, *times, **more):
+        rows = [{"title": title, "tpot_s": each, "floor_tpot_s": 0.1, "cores": 2, "threads": 1} | more for each in times]
+        return rows[-1] | {"floor_bytes": bytes, "rows": rows}
+
+    slow, fast = step("A", 100, 0.5, 0.51, 0.52), step("B", 25, 0.2, 0.2, 0.21)
+    assert limits.reached(slow["rows"])[0] == pytest.approx(0.1 / 0.51) and limits.reached(slow["rows"])[2] == ""
+    assert limits.gain(slow, fast) == "B reads 0.25 times the bytes of A, and takes 61 % less time a token."  # 0.20 of 0.51
+    assert limits.gain(fast, slow) == "A reads 4.00 times the bytes of B, and takes 155 % more time a token."
+    assert limits.gain(slow, step("B", 25, 0.5)) == "B reads 0.25 times the bytes of A, and takes about as long a token (-2 %)."
+    busy = step("B", 25, 0.2, others_cores=1.5)
+    assert "too noisy to tell (-61 %, and B: other programs used 1.5 of 2 cores)" in limits.gain(slow, busy) and "1.5 of 2" in limits.reached(busy["rows"])[2]
+    assert "too noisy to tell" in limits.gain(step("A", 100, 0.5, 1.5), step("B", 25, 0.6))
+    calm_beside = step("B", 25, 0.2, 0.2)
+    calm_beside["rows"].append(calm_beside["rows"][0] | {"tpot_s": 9, "others_cores": 1.5})
+    assert limits.reached(calm_beside["rows"])[0] == pytest.approx(0.5)  # the disturbed row is left out
 
 
 def test_recorded_rows_name_their_run():
@@ -128,12 +166,19 @@ def test_knee_of_a_roofline(book, bend):
     assert book["knee"](counts, [1 + n / 1000 for n in counts]) is None
 
 
+def test_a_bend_is_told_only_where_it_can_be_seen(book):
+    counts, times = [1, 2, 4, 8, 16], [1, 1, 1, 2, 4]
+    assert book["bends"](counts, times, 0.1) == "at about 4 tokens (calls of one length differ by at most 10%)"
+    assert book["bends"](counts, [1] * 5, 0.1).startswith("at more than 16 tokens")
+    assert book["bends"](counts, times, 0.8) == "too noisy to tell: calls of one length differ by 80%"
+
+
 def test_sweep_takes_the_best_of_three_and_ends_in_time(book, monkeypatch):
     times = {1: iter([3, 1, 2]), 2: iter([1, 1, 1]), 4: iter([50, 40, 60]), 8: iter([])}
-    assert book["sweep"]([1, 2, 4, 8], lambda n: next(times[n])) == ([1, 2, 4], [1, 1, 40])
+    assert book["sweep"]([1, 2, 4, 8], lambda n: next(times[n])) == ([1, 2, 4], [1, 1, 40], 1.0)  # the middle of 3, 1, 2 is twice the best
     ticks = count(step=11)
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
-    assert book["sweep"]([1, 2, 4, 8], float, longest=100) == ([1, 2], [1, 2])  # 10 seconds are spent
+    assert book["sweep"]([1, 2, 4, 8], float, longest=100) == ([1, 2], [1, 2], 0)  # 10 seconds are spent
 
 
 def test_score():
@@ -154,17 +199,22 @@ def test_published_figures():
 
 def test_published_errors_are_computed(tmp_path, monkeypatch):
     assert all(f["error"] is None for f in BOOK["with_expected"]({}))
-    before = BOOK["with_expected"]({"fp16": 0.5})
+    before = BOOK["with_expected"]({"fp16": [0.5]})
     assert {f["format"] for f in before if f["error"] is not None} == {"fp16", "bf16"}
     for f in before:
         if f["error"] is not None:
             assert f["error"] == pytest.approx(0.5 / f["share"] - 1)
+    for f in BOOK["with_expected"]({"fp16": [0.6, 0.4]}):  # a range: what lies in it is not missed, else the nearer end counts
+        if f["error"] is not None:
+            assert f["expected_tokens_per_s"] == pytest.approx((0.4 * f["floor_tokens_per_s"], 0.6 * f["floor_tokens_per_s"]))
+            end = 0.4 if f["share"] < 0.4 else 0.6 if f["share"] > 0.6 else f["share"]
+            assert f["error"] == pytest.approx(end / f["share"] - 1)
     content = json.loads(limits.PUBLISHED.read_text(encoding="utf-8"))
     content["figures"][0]["tokens_per_s"] /= 2
     changed = tmp_path / "figures.json"
     changed.write_text(json.dumps(content), encoding="utf-8")
     monkeypatch.setattr(limits, "PUBLISHED", changed)
-    after = BOOK["with_expected"]({"fp16": 0.5})
+    after = BOOK["with_expected"]({"fp16": [0.5]})
     assert 1 + after[0]["error"] == pytest.approx(2 * (1 + before[0]["error"])) and after[1:] == before[1:]
 
 
@@ -196,8 +246,8 @@ def test_table_of_machines():
 
 def test_calculator_answers_each_change(book):
     here = {"name": "this one", "memory": 24, "bandwidth": 20, "tflops": 0.2}
-    names = {"limits": limits, "FORMATS": {"int8": "8-bit", "gptq": "GPTQ"}, "shares": {"gptq": (0.5, row())}, "here": here, "t4": T4}
-    names |= {"where": book["where"]}
+    names = {"limits": limits, "FORMATS": {"int8": "8-bit", "gptq": "GPTQ"}, "found": {"gptq": {"a CPU": (0.5, row())}}, "here": here, "t4": T4}
+    names |= {"where": book["where"], "known": {"gptq": [0.5]}}
     for cell in cells("07", "cell-calculator"):
         exec(cell, names)
     (model, format, context, batch, machine), result = names["controls"].values(), names["result"]

@@ -1,10 +1,14 @@
 """``make run``'s program: progress, what it leaves, and what it says when a notebook fails."""
 
+import json
+import os
+
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import setup
+from helpers import machine, setup
 from tools import run
 
 
@@ -60,13 +64,47 @@ def test_a_failing_cell_is_one_sentence_and_what_ran_is_saved(folder, capsys):
     assert "01_a.ipynb stopped: DeviceError: no GPU: use the CPU." in captured.err and "Traceback" not in captured.err
     assert "02_b" not in captured.out
     executed = nbformat.read(folder / "results" / "01_a.ipynb", as_version=4)
-    assert executed.cells[1].outputs[0].text == "before\n" and not executed.cells[3].outputs
+    assert executed.cells[1].outputs[0].text == "before\n" and not executed.cells[2].outputs
 
 
-def test_a_kernel_that_dies(folder, capsys):
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_kernel_that_dies(folder, capsys, alone):
+    """An ordinary one, and a copy."""
     write(folder, "01_a.ipynb", "import os; os._exit(9)")
+    if not alone:
+        write(folder, "02_b.ipynb", "1")
     assert run.main([]) == 1
-    assert "its kernel died" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "01_a.ipynb stopped: its kernel died" in captured.err and "02_b" not in captured.out
+
+
+KERNEL = """
+import json, os, sys
+here = {"torch": "torch" in sys.modules, "pid": os.getpid(), "argv": sys.argv[0], "folder": os.getcwd(), "parent": os.getppid()}
+print(json.dumps(here | {"left": "left_by_a_notebook" in globals()}))
+left_by_a_notebook = True
+"""
+
+
+def told(path):
+    return json.loads(nbformat.read(path, as_version=4).cells[1].outputs[0].text)
+
+
+def test_kernels_of_several_notebooks_are_copies_and_share_nothing(folder, monkeypatch):
+    for name in ("01_a.ipynb", "02_b.ipynb"):
+        write(folder, name, KERNEL, "!echo from a shell")
+    assert run.main([]) == 0
+    first, second = (told(folder / "results" / name) for name in ("01_a.ipynb", "02_b.ipynb"))
+    assert first["torch"] and second["torch"] and not second["left"]
+    assert first["pid"] != second["pid"] and first["parent"] == second["parent"] != os.getpid()
+    assert {first["folder"]} == {str(folder / "notebooks")} and "ipykernel" in first["argv"]
+    executed = nbformat.read(folder / "results" / "02_b.ipynb", as_version=4)
+    assert "from a shell" in executed.cells[2].outputs[0].text
+    assert not psutil.pid_exists(first["parent"]) and not psutil.pid_exists(second["pid"])
+    monkeypatch.setattr(machine, "gpus", lambda: ["a GPU"])  # beside one, each kernel is started anew
+    assert run.main([]) == 0
+    first, second = (told(folder / "results" / name) for name in ("01_a.ipynb", "02_b.ipynb"))
+    assert not first["torch"] and first["parent"] == os.getpid()
 
 
 def test_unknown_tier(folder, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from helpers import ROOT, setup
+from helpers import ROOT, process, setup
 from helpers.errors import CourseError
 from helpers.models import choose
 
@@ -69,10 +69,20 @@ def main(names):
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
-    from nbclient.exceptions import CellExecutionError, DeadKernelError  # late, as in execute
-
     results = setup.results_dir()
     os.environ["RESULTS_DIR"] = str(results)
+    from tools import kernel  # late, as in execute
+
+    with process.Copies(kernel.MODULES) as copies:
+        if len(paths) > 1:  # one alone imports the libraries no faster than a process to copy does
+            kernel.use(copies)
+        return _run(paths, results)
+
+
+def _run(paths, results):
+    """Run the notebooks ``paths``, leave them in ``results``, and return the exit status."""
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
     for count, path in enumerate(paths, start=1):
         started = time.perf_counter()
         print(f"[{count}/{len(paths)}] {path.name}", flush=True)

@@ -7,6 +7,8 @@ import torch
 
 from helpers import quality
 
+from .settings import THREADS
+
 PROMPT = "A great hobby to have is "  # with the space at the end
 NEW_TOKENS = 15
 PROTOCOL = f"{quality.PROTOCOL}; CPU"
@@ -48,7 +50,7 @@ def evaluate_model(checkpoints, name, lines, say=print):
     """All formats of one model ('small' or 'large'), as a plain dictionary for quality.json."""
     from transformers import AutoTokenizer
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     tokeniser = AutoTokenizer.from_pretrained(Path(checkpoints) / name)
     result = {"formats": {}}
     for label, (suffix, dtype, how) in FORMATS.items():

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from .settings import THREADS
+
 BITS, GROUP = 4, 128
 DAMP = 0.1
 V1_ZEROS = 0x77777777
@@ -62,7 +64,7 @@ def quantise_gptq(base, windows):
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     examples = [{"input_ids": window[None].tolist(), "attention_mask": torch.ones_like(window[None]).tolist()} for window in windows]
     plan = GPTQConfig(
         bits=BITS,

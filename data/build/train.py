@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from .settings import THREADS
 from .tokeniser import BOS, EOS, save_tokeniser
 
 WINDOW = 128  # tokens in one training window
@@ -64,7 +65,7 @@ def train_model(windows, config, plan, seed, interim, say=print, every=50):
     `interim` is a file that keeps the state, so that a training that was cut off goes on from there,
     and one that was finished is not done again.
     """
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     decay = [p for p in model.parameters() if p.dim() > 1]

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from helpers import kernels, ledger, machine, plots, process, setup
-from helpers.benchmark.job import Job
+from helpers.benchmark.job import LIBRARIES, Job
 from helpers.errors import CourseError, PromptError, TokenCountError, UnknownStepError
 from helpers.models import choose, hub
 from helpers.timing import PROMPT, Call, iqr, seconds
@@ -52,7 +52,7 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
     id, rows, unfinished = _begin(jobs, path)
     found, done = Run(id, rows), {row["job"] for row in rows}
     todo, failed, busiest = [job for job in jobs if job.name not in done], set(), 0.0
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="benchmark") as bar:
+    with process.Copies(LIBRARIES) as copies, tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="benchmark") as bar:
         for job in todo:
             bar.set_description(f"{job.key} {job.size}".strip())
             if (job.key, job.size) not in failed:
@@ -60,7 +60,7 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
                 if busy > 0.3 and not busiest:
                     tqdm.write(f"Other programs keep {busy:.1f} cores busy: figures of a CPU will be far too slow. Close them and measure again.")
                 busiest = max(busiest, busy)
-                new, problem = _in_a_process(job)
+                new, problem = _in_a_process(job, copies)
                 problem = problem or next(filter(None, (ledger.refusal(row, found.rows + new) for row in new)), "")
                 if problem:
                     found.problems[job.name] = problem
@@ -86,17 +86,18 @@ def _begin(jobs, path):
     return id, [], unfinished
 
 
-def _in_a_process(job):
-    """(rows, problem, a sentence or "") of ``job`` in a new process; its checkpoint is fetched or written before, where progress can be seen."""
+def _in_a_process(job, copies=process):
+    """(rows, problem, a sentence or "") of ``job`` in a new process, one of ``copies``; its checkpoint is fetched or written before, where progress can be seen."""
     try:
         step = job.step()
         if not step.is_folder:
             if machine.gpu_count() < 2:  # said before gigabytes are fetched for nothing
                 choose.check_step(step, machine.get_device(job.device))
             hub.fetch(step)
-        if step.format == "gptq" and (device := machine.get_device(job.device)) != "cpu":  # compiled here, where it can be seen
-            kernels.prepare(step, device)
-        return process.call("helpers.benchmark.job.measure", asdict(job), f"The process of {job.key}"), ""
+        if step.format == "gptq":  # compiled here, where it can be seen; one that does not run on this device is said here
+            device = machine.get_device(job.device)
+            kernels.plan_for(step, device) if device == "cpu" else kernels.prepare(step, device)
+        return copies.call("helpers.benchmark.job.measure", asdict(job), f"The process of {job.key}"), ""
     except CourseError as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # a download that the reader stopped: stop it all
             raise KeyboardInterrupt from error

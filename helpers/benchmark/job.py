@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from itertools import product
 
 from helpers import ledger, limits, loading, machine, timing
@@ -12,6 +13,12 @@ from helpers.errors import CourseError, PromptError
 from helpers.models import choose, synthetic
 from helpers.models.catalogue import read_json
 from helpers.timing import NEW_TOKENS, PROMPT
+
+# What loading imports for every step before it reads a weight. Not gptqmodel, which starts threads, nor bitsandbytes: they are for some steps only.
+LIBRARIES = (
+    "helpers.benchmark.job", "torch", "transformers.modeling_utils", "transformers.generation.utils", "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,9 @@ def measure(job):
         context = read_json(step.checkpoint, "config.json")["max_position_embeddings"]
         if longest > context:
             raise PromptError(f"{step.title}: {longest} tokens are more than its context of {context}: shorten --prompt-tokens.")
+    with machine.quiet():  # a copy of a process that has them must not load faster
+        for name in LIBRARIES:
+            import_module(name)
     size, device = step.shape.read_bytes(step.format), machine.get_device(job.device)
     speed = limits.bandwidth(device, size)
     started = time.perf_counter()
