@@ -22,7 +22,7 @@ def show_group(page, group, peers, pd):
     title = title[0].upper() + title[1:]
     page.heading(f"{title}: {len(group)} machine{'s' * (len(group) != 1)}")
     rows = {step: found[-1] for place in group for step, found in place.steps.items()}
-    labels = {step: plots.label(step, rows)[:40] for step in sorted(rows)}
+    labels = {step: " ".join(plots.label(step, rows).split())[:40] for step in sorted(rows)}
     lines, table = {}, {}
     for step, label in labels.items():
         for key, call in CALLS.items():
@@ -58,15 +58,19 @@ def show_claims(page, found, title, pd):
             low, middle, high = map(percent, middle_half([ratio for ratio, _ in verdicts]))
             large = sum(verdict == HOLDS and ratio <= own + ledger.NOISE / 100 for ratio, verdict in verdicts)
             so = decided(counts[HOLDS], counts[NOT]), decided(large, counts[HOLDS] + counts[NOT] - large)
-            table[name] = [words, middle, f"{low} to {high}", counts[HOLDS], counts[NOT], counts[UNKNOWN], large, *so]
-            lines[name.replace(", ", "\n")], said[name.replace(", ", "\n")] = verdicts, own
+            table[name] = [words or "not measured", middle, f"{low} to {high}", counts[HOLDS], counts[NOT], counts[UNKNOWN], large, *so]
+            label = name.replace(", ", "\n")
+            lines[label], said[label] = verdicts, words and own
     if not table:
         page.say("No machine has both steps of one of them.")
         return
     names = ["the article", "median here", "middle half", "falls", "does not fall", "can't tell", "falls by as much", "class: it falls", "class: by as much"]
     frame = pd.DataFrame.from_dict(table, orient="index", columns=names).rename_axis("change")
     text = "; ".join(f"{name}: {row[3]} fall, {row[4]} do not, {row[5]} can't tell, median {row[1]}" for name, row in table.items())
-    page.picture(strips("The article's changes, one mark a machine", "change of the time", lines, percent, said), f"The article says that each falls. {text}.")
+    page.picture(
+        strips("The article's changes, one mark a machine", "change of the time", lines, lambda ratio: percent(ratio) if ratio != 1 else "0 %", said),
+        f"The article says that each falls. {text}.",
+    )
     page.table(f"The article's changes ({title})", frame)
     page.say(
         f"A change counts where it is larger than {ledger.NOISE} % and than the machine's own noise; a machine whose rows are too noisy can't tell. The last"

@@ -115,7 +115,10 @@ def percent(ratio):
 
 
 def claims(group):
-    """Return [(what, the article's words, the article's ratio, [(ratio, verdict) of each place that has both steps])], the article's changes in order."""
+    """Return [(what, the article's words, its ratio, [(ratio, verdict) of each place that has both steps])], the article's changes in order.
+
+    Each change of wall time is followed by that of warm calls, which the article did not measure: its words are "" then.
+    """
     found, theirs = [], article_rows()
     for claim in ARTICLE["claims"]:
         ends, key = (claim["from"], claim["to"]), claim["quantity"]
@@ -124,7 +127,7 @@ def claims(group):
         name = f"{QUANTITIES[key]}, step {ends[0]} to {ends[1]}"
         for quantity in (key, "warm_wall_s")[: 1 + (key == "wall_s")]:
             verdicts = [verdict for place in group if (verdict := place.verdict(*ends, quantity))]
-            found.append((name, said, own, verdicts) if quantity == key else (f"warm {name}", "not measured", own, verdicts))
+            found.append((name, said, own, verdicts) if quantity == key else (f"warm {name}", "", own, verdicts))
     return found
 
 
@@ -133,6 +136,6 @@ def predictions(place):
     for step, rows in place.steps.items():
         for row in rows:
             guess = row.get("prediction_wall_s")
-            if isinstance(guess, (int, float)) and not isinstance(guess, bool) and 0 < guess < inf:
+            if isinstance(guess, (int, float)) and not isinstance(guess, bool) and 1e-6 < guess < 1e6:
                 yield step, guess, row["wall_s"]
                 break

@@ -9,7 +9,6 @@ import zlib
 from collections import Counter
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,18 +41,24 @@ def unpack(path, into):
     """Take the ledgers and archives out of the zip file ``path``; none takes another's place, even if they have one name."""
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            name = Path(info.filename)
-            if name.suffix.lower() in (".jsonl", ".zip") and not any(part.startswith((".", "__MACOSX")) for part in name.parts):
-                count = 1
-                while (into / info.filename).exists():
+            name = Path(*(part for part in Path(info.filename).parts if part not in ("..", "/")))
+            if name.suffix.lower() in (".jsonl", ".zip") and not any(map(hidden, name.parts)):
+                count, target = 1, name
+                while (into / target).exists():
                     count += 1
-                    info.filename = str(name.with_name(f"{name.stem} ({count}){name.suffix}"))
+                    target = name.with_name(f"{name.stem} ({count}){name.suffix}")
+                info.filename = target.as_posix()
                 archive.extract(info, into)
+
+
+def hidden(name):
+    """Whether a file or a folder is one that systems write by themselves."""
+    return name.startswith((".", "__MACOSX"))
 
 
 def entries(folder, scratch, name="", shown="", top=True):
     """Yield (where it was found, the name that this gives, a path, why there is none or "") of everything in ``folder`` that may be a ledger."""
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")) and not (top and path.name in WRITTEN))
+    inside = sorted(path for path in folder.iterdir() if not hidden(path.name) and not (top and path.name in WRITTEN))
     for path in inside:
         where, own, archive = shown + path.name, named(path.stem if path.is_file() else path.name, name), path.suffix.lower() == ".zip" and path.is_file()
         if not archive and path.is_file():
@@ -79,7 +84,7 @@ def usable(row):
     try:
         for key in CALLS:
             ledger.disturbed(row, key)
-        return all(row.get(key) is None or 0 < row[key] < inf for key in CALLS) and isinstance(row.get("versions") or {}, dict)
+        return all(row.get(key) is None or 1e-6 < row[key] < 1e6 for key in CALLS) and row["cpu_total_s"] < 1e6 and isinstance(row.get("versions") or {}, dict)
     except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError):
         return False
 

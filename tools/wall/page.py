@@ -28,7 +28,9 @@ svg text { fill: currentColor }
 table { border-collapse: collapse; font-size: .9rem }
 caption { text-align: left; padding: .4rem .6rem; font-weight: 600 }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-top: 1px solid var(--line); font-variant-numeric: tabular-nums }
-td { max-width: 24rem }
+td { white-space: nowrap }
+tbody th { min-width: 9rem }
+figure { margin: 0 }
 @media print { .scroll { overflow: visible; border: 0 } }
 """
 
@@ -89,7 +91,7 @@ class Page:
                 parts.append(f"<figure>{block[0]}</figure>" if kind == "picture" else "")
         return (
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{say(self.title)}</title><style>{STYLE}figure {{ margin: 0 }}</style></head>\n<body><header><h1>{say(self.title)}</h1>"
+            f"<title>{say(self.title)}</title><style>{STYLE}</style></head>\n<body><header><h1>{say(self.title)}</h1>"
             f'<nav aria-label="On this page"><ul>{"".join(links)}</ul></nav></header>\n<main>\n' + "\n".join(parts) + "\n</main></body></html>\n"
         )
 
@@ -137,22 +139,22 @@ def strips(title, x, lines, ticks, said=None):
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure, axes = plots.figure(title.replace("$", r"\$"), x, "", size=(5, 1.5 + 0.5 * len(lines)))
-    for place, marks in enumerate(lines.values()):
+    for place, (label, marks) in enumerate(lines.items()):
         for sign, (shape, colour) in SIGNS.items():
             points = [(value, place + 0.5 * ((0.618 * n) % 1 - 0.5)) for n, (value, kind) in enumerate(marks) if kind == sign]
             edge = {} if shape == "x" else {"edgecolors": "black", "linewidths": 0.4}
-            axes.scatter(*zip(*points), 22, colour, shape, alpha=0.8, label=sign, **edge) if points else None
+            axes.scatter(*zip(*points), 22, colour, marker=shape, alpha=0.8, label=sign, **edge) if points else None
         values = [value for value, _ in marks]
         if len(values) > 1:
             low, middle, high = quantiles(values, n=4, method="inclusive")
             axes.fill_betweenx([place - 0.32, place + 0.32], low, high, facecolor="none", edgecolor="black", linewidth=0.8)
             axes.plot([middle, middle], [place - 0.32, place + 0.32], color="black", linewidth=2.5)
-        if said:
-            axes.scatter([said[list(lines)[place]]], [place - 0.4], 34, "none", "D", edgecolors="black", label="the article")
+        if theirs := (said or {}).get(label):
+            axes.scatter([theirs], [place - 0.4], 34, "none", marker="D", edgecolors="black", label="the article")
     axes.set_yticks(range(len(lines)), [label.replace("$", r"\$") for label in lines], fontsize=9)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xscale("log")
-    values = [value for marks in lines.values() for value, _ in marks] + list((said or {}).values())
+    values = [value for marks in lines.values() for value, _ in marks] + [value for value in (said or {}).values() if value]
     axes.set_xlim(min(values) / 1.3, max(values) * 1.3)
     low, high = axes.get_xlim()
     shown = [value for power in range(-9, 10) for digit in ((1, 2, 5) if high / low < 200 else (1,)) if low <= (value := digit * 10.0**power) <= high]
