@@ -256,7 +256,7 @@ def test_archives(tmp_path):
 )
 def test_rows_of_other_hands_are_left_out_and_told(tmp_path, wrong):
     ledgers, notes = written(tmp_path / "class", a=change(classroom.cpu(1), 2, **wrong), b=classroom.cpu(2))
-    assert sorted(len(each.rows) for each in ledgers) == [3, 4] and "a.jsonl: has 1 rows with figures of a kind" in notes[0]
+    assert sorted(len(each.rows) for each in ledgers) == [3, 4] and "a.jsonl: 1 of its rows have figures of a kind" in notes[0]
     wall.wall(ledgers, notes).html()
 
 
@@ -314,7 +314,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "data" / "recorded" / "cpu-2-cores-embedded", tmp_path / "class" / "benchmark")
     done = subprocess.run([sys.executable, "-m", "tools.wall", str(tmp_path / "class")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "benchmark/ledger.jsonl: has no row of notebooks 01 to 04 (24 of benchmarks" in done.stdout and not done.stderr
-    assert "1 ledgers, 1 machines" in (tmp_path / "results" / "wall.md").read_text(encoding="utf-8")
+    assert "1 ledger, 1 machine, measured" in (tmp_path / "results" / "wall.md").read_text(encoding="utf-8")
 
 
 def test_pictures_have_their_text_and_no_second_colour_of_ink(page_of_30):
@@ -327,7 +327,7 @@ def test_pictures_have_their_text_and_no_second_colour_of_ink(page_of_30):
     assert "#000000" not in text and not re.search(r'(?:src|href)="(?!#)', text.replace("xmlns:xlink", ""))
     shapes = [shape for sign, (shape, _) in page.SIGNS.items()]
     assert all(
-        len({page.SIGNS[sign][0] for sign in group}) == len(group) for group in (("undisturbed", "busy or noisy"), ("holds", "does not hold", "can't tell"))
+        len({page.SIGNS[sign][0] for sign in group}) == len(group) for group in (("undisturbed", "busy or noisy"), ("falls", "does not fall", "can't tell"))
     )
     assert len(shapes) == 7
 

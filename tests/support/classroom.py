@@ -51,7 +51,18 @@ def cpu(number, busy=False):
     made = []
     for step, row in sorted(rows("cpu-2-cores").items()):
         guess = row["wall_s"] * factor * chance.choice([0.1, 0.5, 1, 1.1, 2, 20]) if step in (1, 2) else None
-        made.append(scaled(row, factor, 0.02, chance, threads=2 if busy else 1, others_cores=others, cold_others_cores=others, prediction_wall_s=guess))
+        made.append(
+            scaled(
+                row,
+                factor * chance.uniform(0.94, 1.06),
+                0.02,
+                chance,
+                threads=2 if busy else 1,
+                others_cores=others,
+                cold_others_cores=others,
+                prediction_wall_s=guess,
+            )
+        )
     return made
 
 

@@ -10,9 +10,9 @@ from statistics import median
 from helpers import ledger, plots, setup, timing
 from helpers.models import files
 from helpers.timing import seconds
-from tools.wall.findings import CHANCE, ENOUGH, HOLDS, NOT, UNKNOWN, claims, decided, far, middle_half, percent, places, predictions
+from tools.wall.findings import CHANCE, ENOUGH, FALLS, NOT, UNKNOWN, claims, decided, far, middle_half, percent, places, predictions
 from tools.wall.handed import CALLS, WRITTEN, read_class
-from tools.wall.page import Page, strips
+from tools.wall.page import Page, many, strips
 
 
 def show_group(page, group, peers, pd):
@@ -20,7 +20,7 @@ def show_group(page, group, peers, pd):
     tier, kind = group[0].tier, group[0].kind
     title = f"{plots.TIERS.get(tier, tier)}, {kind}"
     title = title[0].upper() + title[1:]
-    page.heading(f"{title}: {len(group)} machine{'s' * (len(group) != 1)}")
+    page.heading(f"{title}: {many(len(group), 'machine')}")
     rows = {step: found[-1] for place in group for step, found in place.steps.items()}
     labels = {step: " ".join(plots.label(step, rows).split())[:40] for step in sorted(rows)}
     lines, table = {}, {}
@@ -43,7 +43,8 @@ def show_group(page, group, peers, pd):
     if len(peers) < ENOUGH:
         page.say(f"With fewer than {ENOUGH} machines nobody is said to be far from the rest.")
     else:
-        page.say(f"{len(outside)} of {len(group)} are far from the median of {len(peers)} machines. What is different there may be the reason; it is no proof.")
+        proof = " What is different there may be the reason; it is no proof." if outside else ""
+        page.say(f"{len(outside)} of {len(group)} are far from the median of {len(peers)} machines.{proof}")
         page.points(f"{group[number].who}: {what}. Different there: {why}." for number, (what, why) in outside.items())
     page.heading("The article's changes", 3)
     show_claims(page, claims(group), title, pd)
@@ -56,9 +57,9 @@ def show_claims(page, found, title, pd):
         if verdicts:
             counts = Counter(verdict for _, verdict in verdicts)
             low, middle, high = map(percent, middle_half([ratio for ratio, _ in verdicts]))
-            large = sum(verdict == HOLDS and ratio <= own + ledger.NOISE / 100 for ratio, verdict in verdicts)
-            so = decided(counts[HOLDS], counts[NOT]), decided(large, counts[HOLDS] + counts[NOT] - large)
-            table[name] = [words or "not measured", middle, f"{low} to {high}", counts[HOLDS], counts[NOT], counts[UNKNOWN], large, *so]
+            large = sum(verdict == FALLS and ratio <= own + ledger.NOISE / 100 for ratio, verdict in verdicts)
+            so = decided(counts[FALLS], counts[NOT]), decided(large, counts[FALLS] + counts[NOT] - large)
+            table[name] = [words or "not measured", middle, f"{low} to {high}", counts[FALLS], counts[NOT], counts[UNKNOWN], large, *so]
             label = name.replace(", ", "\n")
             lines[label], said[label] = verdicts, words and own
     if not table:
@@ -128,7 +129,7 @@ def wall(ledgers, notes):
     for place in everyone:
         groups.setdefault((place.tier, place.kind), []).append(place)
     dates = sorted(row["date"][:10] for each in ledgers for row in each.rows)
-    page.say(f"{len(ledgers)} ledgers, {len(everyone)} machines, measured from {dates[0]} to {dates[-1]}.")
+    page.say(f"{many(len(ledgers), 'ledger')}, {many(len(everyone), 'machine')}, measured from {dates[0]} to {dates[-1]}.")
     if count := sum(any(row.get("simulated") for row in each.rows) for each in ledgers):
         page.say(f"{count} of the ledgers are simulated: their figures were made up to try this page, and nobody measured them.")
     page.heading("What was handed in")
@@ -163,7 +164,7 @@ def main(arguments=None):
     for name, text in zip(WRITTEN, (page.html(), page.markdown())):
         with files.whole(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
-    print(f"{len(ledgers)} ledgers: {folder / WRITTEN[0]} and {WRITTEN[1]}.")
+    print(f"{many(len(ledgers), 'ledger')}: {folder / WRITTEN[0]} and {WRITTEN[1]}.")
     return 0
 
 

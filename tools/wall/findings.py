@@ -10,7 +10,7 @@ from helpers.article import ARTICLE, article_rows, change
 from helpers.article.compare import QUANTITIES
 from tools.wall.handed import CALLS
 
-HOLDS, NOT, UNKNOWN = "holds", "does not hold", "can't tell"
+FALLS, NOT, UNKNOWN = "falls", "does not fall", "can't tell"
 ENOUGH = 5  # machines: with fewer, nobody is said to be far from the rest
 FAR, ROBUST = log(1.25), 3.5 / 0.6745  # median absolute deviations: Iglewicz and Hoaglin, How to detect and handle outliers, 1993
 CHANCE = 0.05  # of the sign test
@@ -37,13 +37,13 @@ class Place:
         return (median(row[key] for row in calm or rows), "" if calm else ledger.mark(rows[-1], key)) if rows else (None, "")
 
     def verdict(self, before, after, quantity):
-        """(ratio of the figure ``quantity`` of step ``after`` to that of ``before``, whether it falls: HOLDS, NOT, UNKNOWN); None if one is missing."""
+        """(ratio of the figure ``quantity`` of step ``after`` to that of ``before``, FALLS, NOT or UNKNOWN); None if one is missing."""
         both = [[row for row in self.steps.get(step, ()) if row.get(quantity)] for step in (before, after)]
         if not all(both):
             return None
         percent, noise, _ = ledger.difference(*both, quantity)
         if percent < -noise:
-            return 1 + percent / 100, HOLDS
+            return 1 + percent / 100, FALLS
         return 1 + percent / 100, NOT if percent > noise or noise <= ledger.NOISE else UNKNOWN
 
 
@@ -103,11 +103,11 @@ def middle_half(values):
     return tuple(quantiles(values, n=4, method="inclusive")) if len(values) > 1 else (values[0],) * 3
 
 
-def decided(holds, nots):
-    """The verdict of a class in which ``holds`` machines say yes and ``nots`` say no: a two-sided sign test."""
-    count = holds + nots
-    chance = min(1, 2 * sum(comb(count, k) for k in range(min(holds, nots) + 1)) / 2**count)
-    return UNKNOWN if chance >= CHANCE else HOLDS if holds > nots else NOT
+def decided(yes, no):
+    """The verdict of a class in which ``yes`` machines say that a change holds and ``no`` that it does not: a two-sided sign test."""
+    count = yes + no
+    chance = min(1, 2 * sum(comb(count, k) for k in range(min(yes, no) + 1)) / 2**count)
+    return UNKNOWN if chance >= CHANCE else "holds" if yes > no else "does not hold"
 
 
 def percent(ratio):

@@ -104,7 +104,7 @@ def read_rows(path):
     rows = list({json.dumps(row, sort_keys=True): row for row in rows}.values())  # a row that stands there twice is one
     sound = [row for row in rows if usable(row)]
     if len(sound) < len(rows):
-        problems.append(f"has {len(rows) - len(sound)} rows with figures of a kind that this course does not write: left out")
+        problems.append(f"{len(rows) - len(sound)} of its rows have figures of a kind that this course does not write: left out")
     wanted = [row for row in sound if row["step"] and "run" not in row and "engine" not in row]
     if not wanted and sound:
         problems.append(f"has no row of notebooks 01 to 04 ({len(sound)} of benchmarks or other engines), so it is not on the wall")

@@ -13,7 +13,7 @@ from helpers.article import markdown
 
 BLUE, RED = "#0072b2", "#d55e00"  # of Okabe and Ito's palette; 3 times as bright or as dark as either background
 SIGNS = {  # what a mark means: its shape says so without colour
-    "undisturbed": ("o", BLUE), "busy or noisy": ("x", RED), "holds": ("v", BLUE), "does not hold": ("^", RED), "can't tell": ("x", RED),
+    "undisturbed": ("o", BLUE), "busy or noisy": ("x", RED), "falls": ("v", BLUE), "does not fall": ("^", RED), "can't tell": ("x", RED),
     "well predicted": ("o", BLUE), "too long or too short": ("x", RED),
 }  # fmt: skip
 STYLE = """
@@ -113,6 +113,11 @@ def _table(caption, table, id):
     )
 
 
+def many(count, what):
+    """A number of things, e.g. "1 row", "2 rows"."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def svg(figure, text, number):
     """``figure`` as an <svg> element with the alternative text ``text``; black becomes the page's colour. number: keeps its ids apart from others'."""
     import matplotlib
@@ -143,12 +148,12 @@ def strips(title, x, lines, ticks, said=None):
         for sign, (shape, colour) in SIGNS.items():
             points = [(value, place + 0.5 * ((0.618 * n) % 1 - 0.5)) for n, (value, kind) in enumerate(marks) if kind == sign]
             edge = {} if shape == "x" else {"edgecolors": "black", "linewidths": 0.4}
-            axes.scatter(*zip(*points), 22, colour, marker=shape, alpha=0.8, label=sign, **edge) if points else None
+            axes.scatter(*zip(*points), 22, colour, marker=shape, label=sign, **edge) if points else None
         values = [value for value, _ in marks]
         if len(values) > 1:
             low, middle, high = quantiles(values, n=4, method="inclusive")
-            axes.fill_betweenx([place - 0.32, place + 0.32], low, high, facecolor="none", edgecolor="black", linewidth=0.8)
-            axes.plot([middle, middle], [place - 0.32, place + 0.32], color="black", linewidth=2.5)
+            axes.fill_betweenx([place - 0.32, place + 0.32], low, high, facecolor="none", edgecolor="black", linewidth=0.8, zorder=1)
+            axes.plot([middle, middle], [place - 0.32, place + 0.32], color="black", linewidth=2.5, zorder=0.9)
         if theirs := (said or {}).get(label):
             axes.scatter([theirs], [place - 0.4], 34, "none", marker="D", edgecolors="black", label="the article")
     axes.set_yticks(range(len(lines)), [label.replace("$", r"\$") for label in lines], fontsize=9)
@@ -163,5 +168,6 @@ def strips(title, x, lines, ticks, said=None):
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", color="#808080", alpha=0.4, linewidth=0.5)
     found = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    names = [name for name in (*SIGNS, "the article") if name in found]
+    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
