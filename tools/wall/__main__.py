@@ -7,7 +7,10 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+import pandas as pd
+
 from helpers import ledger, plots, setup, timing
+from helpers.errors import CourseError
 from helpers.models import files
 from helpers.timing import seconds
 from tools.wall.findings import CHANCE, ENOUGH, FALLS, NOT, UNKNOWN, claims, decided, far, middle_half, percent, places, predictions
@@ -15,7 +18,7 @@ from tools.wall.handed import CALLS, WRITTEN, read_class
 from tools.wall.page import Page, many, strips
 
 
-def show_group(page, group, peers, pd):
+def show_group(page, group, peers):
     """Write what the places of ``group`` (one tier, one kind of device) say. peers: whom they are compared with."""
     tier, kind = group[0].tier, group[0].kind
     title = f"{plots.TIERS.get(tier, tier)}, {kind}"
@@ -47,10 +50,10 @@ def show_group(page, group, peers, pd):
         page.say(f"{len(outside)} of {len(group)} are far from the median of {len(peers)} machines.{proof}")
         page.points(f"{group[number].who}: {what}. Different there: {why}." for number, (what, why) in outside.items())
     page.heading("The article's changes", 3)
-    show_claims(page, claims(group), title, pd)
+    show_claims(page, claims(group), title)
 
 
-def show_claims(page, found, title, pd):
+def show_claims(page, found, title):
     """Write how many machines each change of the article holds on."""
     table, lines, said = {}, {}, {}
     for name, words, own, verdicts in found:
@@ -79,7 +82,7 @@ def show_claims(page, found, title, pd):
     )
 
 
-def show_predictions(page, everyone, pd):
+def show_predictions(page, everyone):
     """Write how good the predictions were."""
     page.heading("Predictions against results")
     found = {}
@@ -102,7 +105,7 @@ def show_predictions(page, everyone, pd):
     page.table("Predictions of the first call's wall time; the first one of each step counts", frame)
 
 
-def show_everyone(page, everyone, pd):
+def show_everyone(page, everyone):
     """Write one line a machine: thirty T4s are thirty lines."""
     page.heading("Every machine")
     lines = []
@@ -116,13 +119,12 @@ def show_everyone(page, everyone, pd):
         line["kernel of GPTQ"] = ", ".join(sorted({str(row["kernel"]).split(":")[0] for row in rows if row.get("kernel")})) or "-"
         guesses = [timing.closeness(guess, wall) for _, guess, wall in predictions(place)]
         lines.append(line | {"well predicted": f"{guesses.count('well predicted')} of {len(guesses)}" if guesses else "-"})
-    page.table("One line a machine", pd.DataFrame(lines).set_index("no."))
+    if lines:
+        page.table("One line a machine", pd.DataFrame(lines).set_index("no."))
 
 
 def wall(ledgers, notes):
     """Return the Page of ``ledgers`` (see ``read_class``)."""
-    import pandas as pd
-
     page, everyone = Page("The class wall"), places(ledgers)
     everyone.sort(key=lambda place: (place.tier, place.kind, place.number))
     groups = {}
@@ -133,11 +135,11 @@ def wall(ledgers, notes):
     if count := sum(any(row.get("simulated") for row in each.rows) for each in ledgers):
         page.say(f"{count} of the ledgers are simulated: their figures were made up to try this page, and nobody measured them.")
     page.heading("What was handed in")
-    page.points(notes) if notes else page.say("Every file is a ledger, each has a name of its own, and none came twice.")
+    page.points(notes) if notes else page.say("Every file is a ledger, no two have one name, and none came twice.")
     for (tier, _), group in sorted(groups.items(), key=lambda item: -len(item[1])):
-        show_group(page, group, group if len(group) >= ENOUGH else [place for place in everyone if place.tier == tier], pd)
-    show_predictions(page, everyone, pd)
-    show_everyone(page, everyone, pd)
+        show_group(page, group, group if len(group) >= ENOUGH else [place for place in everyone if place.tier == tier])
+    show_predictions(page, everyone)
+    show_everyone(page, everyone)
     return page
 
 
@@ -148,25 +150,28 @@ def main(arguments=None):
     parser.add_argument("--hide-names", action="store_true", default=os.environ.get("HIDE_NAMES", "") not in ("", "0"), help="numbers only (or HIDE_NAMES=1)")
     given = parser.parse_args(arguments)
     if not given.folder or not Path(given.folder).is_dir():
-        print(
-            f"There is no folder {given.folder!r}: name the one with the ledgers (make wall CLASS=folder)."
-            if given.folder
-            else "Name the folder with the ledgers: make wall CLASS=folder.",
-            file=sys.stderr,
-        )
+        problem = f"There is no folder {given.folder!r}" if given.folder else "No folder is named"
+        print(f"{problem}: name the one with the ledgers, make wall CLASS=folder.", file=sys.stderr)
         return 2
     ledgers, notes = read_class(given.folder, given.hide_names)
     print("\n".join(notes))
     if not ledgers:
         print(f"{given.folder} holds no ledger with rows of notebooks 01 to 04: put the participants' ledger.jsonl there.", file=sys.stderr)
         return 1
-    page, folder = wall(ledgers, notes), setup.results_dir()
-    for name, text in zip(WRITTEN, (page.html(), page.markdown())):
-        with files.whole(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+    page = wall(ledgers, notes)
+    try:
+        folder = setup.results_dir()
+        for name, text in zip(WRITTEN, (page.html(), page.markdown())):
+            with files.whole(folder / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+    except (CourseError, OSError) as error:
+        print(f"The page could not be written ({error}): set RESULTS_DIR to another folder.", file=sys.stderr)
+        return 2
     print(f"{many(len(ledgers), 'ledger')}: {folder / WRITTEN[0]} and {WRITTEN[1]}.")
     return 0
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a Windows console that lacks a character shows a question mark
     sys.exit(main())

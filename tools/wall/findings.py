@@ -53,7 +53,8 @@ def places(ledgers):
     for each in ledgers:
         for tier, device in sorted({(row["tier"], row["device"]) for row in each.rows}):
             who = each.who + (" (simulated)" if any(row.get("simulated") for row in each.rows) else "")
-            found.append(Place(who, each.number, tier, device, dict(sorted(ledger.history(each.rows, tier, device).items()))))
+            if steps := dict(sorted(ledger.history(each.rows, tier, device).items())):
+                found.append(Place(who, each.number, tier, device, steps))
     return found
 
 
