@@ -259,23 +259,18 @@ def test_archives(tmp_path):
     assert len(ledgers) == 5 and {note.split(":")[0] for note in notes if "broken" in note or "pictures" in note} == {"broken.zip", "pictures"}
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"warm": [{"wall": "x"}]}, {"warm": 3}, {"warm_wall_s": "fast"}, {"warm_wall_s": 10**400}, {"wall_s": 1e300}, {"versions": [1]}, {"others_cores": "many"}],
-    ids=str,
-)
-def test_rows_of_other_hands_are_left_out_and_told(tmp_path, wrong):
-    ledgers, notes = written(tmp_path / "class", a=change(classroom.cpu(1), 2, **wrong), b=classroom.cpu(2))
-    assert sorted(len(each.rows) for each in ledgers) == [3, 4] and "a.jsonl: 1 of its rows have figures of a kind" in notes[0]
-    wall.wall(ledgers, notes).html()
+def test_rows_of_other_hands_are_left_out_and_told(tmp_path):
+    wrong = {"a": {"warm": [{"wall": "x"}]}, "b": {"warm": 3}, "c": {"warm_wall_s": "fast"}, "d": {"warm_wall_s": 10**400}, "e": {"wall_s": 1e300}}
+    wrong |= {"f": {"versions": [1]}, "g": {"others_cores": "many"}, "h": {"cpu_total_s": 1e300}}
+    ledgers, notes = written(tmp_path / "class", **{name: change(classroom.cpu(n), 2, **other) for n, (name, other) in enumerate(wrong.items())})
+    assert [len(each.rows) for each in ledgers] == [3] * len(wrong)
+    assert sorted(notes) == [f"{name}.jsonl: 1 of its rows have figures of a kind that this course does not write: left out" for name in wrong]
 
 
-@pytest.mark.parametrize(
-    "odd", [{"kernel": ["x"]}, {"threads": {}}, {"prediction_wall_s": "soon"}, {"prediction_wall_s": True}, {"title": "$x_ $\n" * 30}], ids=str
-)
-def test_odd_words_do_no_harm(tmp_path, odd):
-    page = wall.wall(*written(tmp_path / "class", **{f"p{n}": change(classroom.cpu(n), 2, **odd) for n in range(6)}))
-    assert len(tables(page)["One line a machine"]) == 6 and page.html()
+def test_odd_words_do_no_harm(tmp_path):
+    odd = {"kernel": ["x"]}, {"threads": {}}, {"prediction_wall_s": "soon"}, {"prediction_wall_s": True}, {"title": "$x_ $\n" * 30}, {"participant": 7}
+    page = wall.wall(*written(tmp_path / "class", **{f"p{n}": change(classroom.cpu(n), 2, **other) for n, other in enumerate(odd)}))
+    assert set(tables(page)["One line a machine"]["who"]) == {f"p{n} (simulated)" for n in range(len(odd))} and page.html()
 
 
 def test_names_are_only_words(tmp_path):
@@ -305,11 +300,11 @@ def test_only_who_asks_for_it_is_named(monkeypatch):
 
 def test_three_hundred_ledgers(tmp_path):
     classroom.write(tmp_path / "class", times=10)
-    started = time.perf_counter()
+    started = time.process_time()
     ledgers, notes = handed.read_class(tmp_path / "class")
     page = wall.wall(ledgers, notes)
     text = page.html()
-    assert time.perf_counter() - started < 60  # 6 s on two cores
+    assert time.process_time() - started < 60  # about 6 s
     assert len(ledgers) == 301 and text.count("<tr>") > 301 and len(text) < 5e6
     assert len([line for line in told(page, "Far from the rest") if "Different there" in line]) == 50
 

@@ -77,8 +77,9 @@ def show_claims(page, found, title):
     )
     page.table(f"The article's changes ({title})", frame)
     page.say(
-        f"A change counts where it is larger than {ledger.NOISE} % and than the machine's own noise; a machine whose rows are too noisy can't tell. The last"
-        f" two columns are the class's: a sign test of those that can tell, at {100 * CHANCE:.0f} %. A fall in first calls that is none in warm calls is start-up."
+        f"A change counts where it is larger than {ledger.NOISE} % and than the machine's own noise; a machine whose rows are too noisy can't tell. By as much"
+        f" means: at most {ledger.NOISE} points short of the article's figure. The last two columns are the class's: a sign test of the machines that can tell, at"
+        f" {100 * CHANCE:.0f} %. Warm calls are held against the article's first calls, for it measured no others; a fall in first calls only is start-up."
     )
 
 
