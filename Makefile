@@ -16,6 +16,7 @@
 # make static     look up every call of torch and transformers in the installed versions
 # make data       build the small models in data/ again from their seed
 # make picture    draw the README's picture again from its recorded rows
+# make wall CLASS=folder   all ledgers of a class on one page   (HIDE_NAMES=1: with numbers in place of names)
 # Without make (Windows): docs/windows.md
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ BIN := .venv/bin
 CHECK ?= .venv/check
 SLOW := article_stack data_build hub quantise serving tools_gpu verdicts
 
-.PHONY: run test test-fast notebooks lab data picture badges check format links platforms replica t4 gpu static clean
+.PHONY: run test test-fast notebooks lab data picture badges check format links platforms replica t4 gpu static wall clean
 
 run: .venv/ready
 	@$(BIN)/python -m tools.run
@@ -45,6 +46,9 @@ data: .venv/ready
 
 picture: .venv/ready
 	@$(BIN)/python -m tools.picture
+
+wall: .venv/ready
+	@HIDE_NAMES="$(HIDE_NAMES)" $(BIN)/python -m tools.wall "$(CLASS)"
 
 badges: $(CHECK)/ready
 	@$(CHECK)/bin/python -m tools.badges $(REPOSITORY)

@@ -73,6 +73,7 @@ def measured(timing, packages=PACKAGES):
     return {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({"participant": name} if (name := os.environ.get("PARTICIPANT")) else {}),  # only who asks for it is named
         **{name: getattr(timing, name) for name in ("prompt", "prompt_tokens", "batch", "new_tokens")},
         "completion": timing.text,
         **{f"{name}_s": getattr(timing.cold, name) for name in ("user", "sys", "cpu_total", "wall", "ttft")},

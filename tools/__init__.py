@@ -10,6 +10,7 @@ static     does every name exist that the course calls of its libraries?   make 
 t4         does what a T4 would compile compile?                           make t4
 gpu        what can only a machine with a CUDA GPU tell?                    make gpu
 picture    draw the README's picture from recorded rows                    make picture
+wall       what do all ledgers of a class say together?                make wall
 stopwatch  how long do the commands above take, and how much memory?
 
 The notebooks import ``helpers`` and never ``tools``. badges, check, links and platforms need no more than requirements/check.txt,
