@@ -158,17 +158,17 @@ def compare(one, other, step):
     """
     found = history(ledger.read(engine=None), step)
     ours, theirs = found[_key(one)], found[_key(other)]
-    percent, noise, why = ledger.difference(ours, theirs, "tpot_s")
-    slower = percent < 0
-    if slower:
-        percent, noise, why = ledger.difference(theirs, ours, "tpot_s")  # how much longer the slower one takes: above 100 % if need be, as the noise
-    gain = (1 + percent / 100) ** (-1 if slower else 1)
+    change = ledger.difference(ours, theirs, "tpot_s")
+    if slower := change.percent < 0:
+        change = ledger.difference(theirs, ours, "tpot_s")  # how much longer the slower one takes: above 100 % if need be, as the noise
+    factor = 1 + change.percent / 100
     names = one["title"], other["title"] + (f" on {other['device']}" if other["device"] != one["device"] else "")
-    if percent > noise:
-        return gain, f"{names[0]} decodes {gain:.{1 if gain >= 0.95 else 2}f} times as many tokens a second as {names[1]}."
-    if why:
-        return None, f"{names[0]} against {names[1]}: too noisy to tell (one takes {1 + percent / 100:.3g} times as long, and {why})."
-    return 1.0, f"{names[0]} and {names[1]} are about as fast as each other ({percent:.0f} % between them)."
+    if change.sign:
+        gain = 1 / factor if slower else factor
+        return gain, f"{names[0]} decodes {gain:.{2 if slower else 1}f} times as many tokens a second as {names[1]}."
+    if change.sign is None:
+        return None, f"{names[0]} against {names[1]}: too noisy to tell (one takes {factor:.3g} times as long, and {change.why})."
+    return 1.0, f"{names[0]} and {names[1]} are about as fast as each other (one takes {factor:.3g} times as long)."
 
 
 def fastest(rows, step):
