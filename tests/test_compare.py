@@ -45,7 +45,7 @@ def test_changes_take_all_rows_and_mark_the_noisy_ones():
     name = "wall, step 1 to 4"
     assert compare.changes_table(some, history).loc[name, "yours"] == "-50 %"
     history[4].append(some[4] | {"wall_s": 80.0})
-    assert compare.changes_table(some, history).loc[name, "yours"] == "-49 % ~ noisy"  # the middle of 8, 8.16 and 80 against 16.16
+    assert compare.changes_table(some, history).loc[name, "yours"] == "-50 % ~ noisy"  # the middle of 8, 8.16 and 80 against 16.16
     assert compare.changes_table(some, history).loc["CPU total, step 1 to 2 (seconds)", "yours"] == "-9.00 s"
 
 
