@@ -39,6 +39,16 @@ def test_changes_of_rows_that_are_missing():
     assert (compare.changes_table(only)["yours"] == "not measured").sum() == 2
 
 
+def test_changes_take_all_rows_and_mark_the_noisy_ones():
+    some = rows()  # 16, 4, 5, 8 s
+    history = {n: [row, row | {"wall_s": row["wall_s"] * 1.02}] for n, row in some.items()}
+    name = "wall, step 1 to 4"
+    assert compare.changes_table(some, history).loc[name, "yours"] == "-50 %"
+    history[4].append(some[4] | {"wall_s": 80.0})
+    assert compare.changes_table(some, history).loc[name, "yours"] == "-50 % ~ noisy"  # the middle of 8, 8.16 and 80 against 16.16
+    assert compare.changes_table(some, history).loc["CPU total, step 1 to 2 (seconds)", "yours"] == "-9.00 s"
+
+
 def text(some):
     return "\n".join(compare.conclusions(some))
 

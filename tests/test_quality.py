@@ -5,9 +5,10 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from support.book import functions
 
-from helpers import ROOT, loading, quality, timing
+from helpers import ROOT, loading, machine, quality, timing
 from helpers.errors import NotEnoughMemoryError, PromptError
 from helpers.models import catalogue, choose
 
@@ -33,7 +34,6 @@ def small():
 @pytest.fixture(scope="module")
 def rounded():
     """The small embedded model, rounded to nearest in float32, and its weights before."""
-    import torch
 
     model, _ = loading.load(choose.get_step(2))
     model.float()
@@ -259,3 +259,22 @@ def test_published_figures_name_protocol_and_source():
     assert {row["source"] for row in published["rows"]} == set(published["sources"])
     value = {(row["model"], row["format"]): row["perplexity"] for row in published["rows"] if "2,048" in row["protocol"]}
     assert value["Llama-2 13B", "GPTQ, 4 bits, groups of 128"] < value["Llama-2 7B", "fp16"]
+
+
+@pytest.mark.parametrize(
+    ("shift", "wobble", "said"),
+    [(0.1, 0.01, "perplexity +10.52% ± 0.22%, worse"), (-0.1, 0.01, "perplexity -9.52% ± 0.18%, better"), (0.001, 1.0, "not surely different")],
+)
+def test_a_difference_in_perplexity_counts_from_twice_its_error_on(shift, wobble, said):
+    """100 tokens, half of them ``wobble`` above ``shift``, half below: the error of the mean is wobble / 10 (times 100 / 99 under the root)."""
+    losses = {"theirs": torch.zeros(100, dtype=torch.float64), "ours": shift + wobble * torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)}
+    assert said in functions("08", choose=choose, quality=quality, replace=replace, losses=losses)["held_against"]("ours", "theirs")
+
+
+def test_a_disturbed_time_is_marked_in_the_row():
+    calls = [timing.Call(0.1, 0, wall, 0.01, 15) for wall in (0.2, 0.2, 0.2)]
+    quiet = timing.Timing(calls[0], calls, "p", 1, 15, "", threads=1, load={"others_cores": 0.0})
+    loud = replace(quiet, load={"others_cores": float(machine.cores())})
+    tpot = pytest.approx(0.19 / 14)
+    assert quality.speed(quiet) == {"tpot_s": tpot, "mark": ""} and quality.speed(loud) == {"tpot_s": tpot, "mark": "~ busy"}
+    assert quality.speed(None)["tpot_s"] is None

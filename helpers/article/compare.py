@@ -24,17 +24,28 @@ def relative_changes(rows):
     return changes
 
 
-def changes_table(rows):
-    """Return a table (pandas.DataFrame): what the article says, what its own figures give, what ``rows`` ({step: row}) give."""
+def changes_table(rows, history=None):
+    """Return a table (pandas.DataFrame): what the article says, what its own figures give, what ``rows`` ({step: row}) give.
+
+    history: see ``conclusions``; a change that is too noisy to tell is marked "~ noisy".
+    """
     import pandas as pd
 
     def shown(value, unit):
-        return "not measured" if value is None else f"{value:+.2f} s" if unit == "s" else f"{value:+.0f} %"
+        return f"{value:+.2f} s" if unit == "s" else f"{value:+.0f} %"
 
-    lines = {}
-    for (claim, theirs), (_, ours) in zip(relative_changes(article_rows()), relative_changes(rows)):
+    def ours(claim):
+        ends = [history.get(claim[end]) for end in ("from", "to")]
+        if not all(ends):
+            return "not measured"
+        change, key = ledger.difference(*ends, claim["quantity"]), claim["quantity"]
+        value = change.percent if claim["unit"] == "%" else ledger.middle(ends[1], key) - ledger.middle(ends[0], key)
+        return shown(value, claim["unit"]) + (" ~ noisy" if change.sign is None else "")
+
+    history, lines = {number: [row] for number, row in rows.items()} | (history or {}), {}
+    for claim, theirs in relative_changes(article_rows()):
         name = f"{QUANTITIES[claim['quantity']]}, step {claim['from']} to {claim['to']}" + (" (seconds)" if claim["unit"] == "s" else "")
-        lines[name] = [shown(value, claim["unit"]) for value in (claim["stated"], theirs, ours)]
+        lines[name] = [shown(claim["stated"], claim["unit"]), shown(theirs, claim["unit"]), ours(claim)]
     return pd.DataFrame.from_dict(lines, orient="index", columns=["article says", "from its table", "yours"]).rename_axis("change")
 
 
@@ -108,7 +119,7 @@ def report(rows, history=None):
         f"# The four steps ({source(next(iter(rows.values())))})",
         f"Measured {dates[0]} to {dates[-1]}. user, sys, CPU total and wall are of the first call of generate, as in the article.",
         markdown(comparison_table(rows)),
-        f"## The article's changes\n\n{markdown(changes_table(rows))}",
+        f"## The article's changes\n\n{markdown(changes_table(rows, history))}",
         f"## Completions\n\n{markdown(completions_table(rows))}",
         "## What your figures show",
         "\n".join(f"- {sentence}" for sentence in conclusions(rows, history)),
