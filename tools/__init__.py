@@ -1,6 +1,7 @@
 """What writes, runs and checks the course: one program a question, each of them a make target too.
 
 run        execute the notebooks in order                                  make run
+kernel     the kernels that run starts: copies of a process that has imported the libraries
 badges     write what every notebook has in common                         make badges
 check      lint, formatting, saved outputs, badges: is it fit to commit?   make check
 links      does every link lead somewhere?                                 make links
