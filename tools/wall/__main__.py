@@ -111,7 +111,7 @@ def show_everyone(page, everyone):
     page.heading("Every machine")
     lines = []
     for place in everyone:
-        line = {"no.": place.number, "who": place.who, "device": place.device, "models": place.tier}
+        line = {"who": place.who, "no.": place.number, "device": place.device, "models": place.tier}
         for step in (1, 2, 3, 4):
             (warm, mark), (first, _) = place.figure(step, "warm_wall_s"), place.figure(step, "wall_s")
             line[f"step {step}: warm (first)"] = f"{seconds(warm)} ({seconds(first)}) {mark}".strip() if first else "-"
@@ -121,7 +121,7 @@ def show_everyone(page, everyone):
         guesses = [timing.closeness(guess, wall) for _, guess, wall in predictions(place)]
         lines.append(line | {"well predicted": f"{guesses.count('well predicted')} of {len(guesses)}" if guesses else "-"})
     if lines:
-        page.table("One line a machine", pd.DataFrame(lines).set_index("no."))
+        page.table("One line a machine", pd.DataFrame(lines).set_index("who"))
 
 
 def wall(ledgers, notes):

@@ -145,15 +145,16 @@ def strips(title, x, lines, ticks, said=None):
 
     figure, axes = plots.figure(title.replace("$", r"\$"), x, "", size=(5, 1.5 + 0.5 * len(lines)))
     for place, (label, marks) in enumerate(lines.items()):
+        size, above = (22, 0.9) if len(marks) < 60 else (8, 3)  # where marks cover each other, the median lies over them
         for sign, (shape, colour) in SIGNS.items():
             points = [(value, place + 0.5 * ((0.618 * n) % 1 - 0.5)) for n, (value, kind) in enumerate(marks) if kind == sign]
             edge = {} if shape == "x" else {"edgecolors": "black", "linewidths": 0.4}
-            axes.scatter(*zip(*points), 22, colour, marker=shape, label=sign, **edge) if points else None
+            axes.scatter(*zip(*points), size, colour, marker=shape, label=sign, **edge) if points else None
         values = [value for value, _ in marks]
         if len(values) > 1:
             low, middle, high = quantiles(values, n=4, method="inclusive")
             axes.fill_betweenx([place - 0.32, place + 0.32], low, high, facecolor="none", edgecolor="black", linewidth=0.8, zorder=1)
-            axes.plot([middle, middle], [place - 0.32, place + 0.32], color="black", linewidth=2.5, zorder=0.9)
+            axes.plot([middle, middle], [place - 0.32, place + 0.32], color="black", linewidth=2.5, zorder=above)
         if theirs := (said or {}).get(label):
             axes.scatter([theirs], [place - 0.4], 34, "none", marker="D", edgecolors="black", label="the article")
     axes.set_yticks(range(len(lines)), [label.replace("$", r"\$") for label in lines], fontsize=9)
