@@ -239,6 +239,9 @@ def test_comparisons_ask_first_whether_the_difference_is_larger_than_the_noise()
     mixed = clients.Run(1, answers(*([1 + tpot * n for n in range(11)] for tpot in (0.1, 0.2, 0.3, 0.4, 0.5))), [], duration=20.0, threads=1)
     assert mixed.spread == pytest.approx(0.2 / 0.3)
     assert clients.compare([slow], [mixed], "tpot")[1] == "too noisy to tell (0.75 times, but runs or their answers differ by 67%)"
+    bundle = even(0)
+    assert clients.compare([slow], [bundle])[1] == "too noisy to tell (5.0 times, but most answers of a run came in one bundle)"
+    assert clients.compare([slow], [bundle], "tpot") == (None, "too noisy to tell (most answers came in one bundle)")
     busy = even(0.1, others=float(os.cpu_count()))
     assert clients.compare([slow], [busy])[0] is None and "other programs used" in clients.compare([busy], [slow])[1]
     assert clients.compare([slow], [even(0.1, others=0.2)])[0] == 2.5

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
+from math import inf
 from statistics import median
 from urllib.parse import urlsplit
 
@@ -118,9 +119,9 @@ class Run:
 
     @property
     def spread(self):
-        """How far the TPOT of its answers lie apart: interquartile range / median; 0 with fewer than two."""
+        """How far the TPOT of its answers lie apart: interquartile range / median; 0 with fewer than two, without end where most came in one bundle."""
         tpots = self.values("tpot")
-        return iqr(tpots) / median(tpots) if len(tpots) > 1 else 0.0
+        return 0.0 if len(tpots) < 2 else iqr(tpots) / median(tpots) if median(tpots) else inf
 
     def values(self, quantity):
         """All "ttft", "tpot", "itl" or "latency" in seconds: one for each answer that has it, of "itl" one for each gap."""
@@ -154,15 +155,18 @@ def compare(before, after, quantity="throughput"):
 
     sides = [[value(run) for run in runs] for runs in (before, after)]
     first, second = map(median, sides)
+    if not first or not second:
+        return None, "too noisy to tell (most answers came in one bundle)"
     ratio, runs = second / first, [*before, *after]
     noise = max(ledger.NOISE / 100, *((max(side) - min(side)) / median(side) for side in sides), *(run.spread for run in runs))
     words = f"{ratio:.{1 if ratio > 1.05 else 2}f} times"
-    if why := next((run.disturbed for run in runs if run.disturbed), ""):
-        return None, f"too noisy to tell ({words}, but {why})"
-    if max(ratio, 1 / ratio) - 1 > noise:
+    why = next((run.disturbed for run in runs if run.disturbed), "")
+    if not why and max(ratio, 1 / ratio) - 1 > noise:
         return ratio, words
-    same = noise <= ledger.NOISE / 100
-    return (ratio, f"about the same ({words})") if same else (None, f"too noisy to tell ({words}, but runs or their answers differ by {noise:.0%})")
+    if not why and noise <= ledger.NOISE / 100:
+        return ratio, f"about the same ({words})"
+    why = why or ("most answers of a run came in one bundle" if noise == inf else f"runs or their answers differ by {noise:.0%}")
+    return None, f"too noisy to tell ({words}, but {why})"
 
 
 def prompts(count, words=24):
