@@ -113,6 +113,18 @@ def test_one_row_by_equations_2_and_3(book):
     assert integers[0].tolist() != ((row[0] / scale).round().clamp(-8, 7) + 8).tolist()  # not what rounding gives
 
 
+def test_one_integer_on_the_other_side_moves_the_next_by_eight(book):
+    """Why no limit of the largest difference says anything: 0.499 and 0.501 steps round to 0 and 1, and H01 / H11 = 8 makes 3.99 and -3.99 of the next 0."""
+    import torch
+
+    H = torch.tensor([[256.0, 8.0, 0.0], [8.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    W = torch.tensor([[0.499, 0.0, -7.5], [0.501, 0.0, -7.5]])  # in steps of the grid: the largest weight makes its scale 1
+    integers, scales, _ = book["quantise_layer"](W, H, group=-1, damp=0.0)
+    assert scales.flatten().tolist() == [1.0, 1.0] and (integers[:, :2] - 8).tolist() == [[0, 4], [1, -4]]
+    U = book["cholesky_of_inverse"](H)
+    assert (U[0, 1].abs() / U[0, 0]).item() == pytest.approx(8, rel=1e-4)  # steps that one step of column 0 moves column 1
+
+
 def test_without_calibration_gptq_is_rounding(small, book):
     import copy
 
