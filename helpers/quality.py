@@ -2,7 +2,8 @@
 
 Perplexity is by our own PROTOCOL. KL divergence and "same top token" are those of llama.cpp's ``--kl-divergence`` (tools/perplexity of
 https://github.com/ggml-org/llama.cpp): for each scored position the sum over the vocabulary of p (log p - log q), p of the unquantised model, q
-of the other, in nats. First used in notebook 08.
+of the other, in nats. A model computes as it was loaded up to its output head; the head's sums and products are in float32, because 16-bit logits
+are often equal, and of equal ones none is the top token. (All of a 7B in float32 would need 27 GB.) First used in notebook 08.
 """
 
 import json
@@ -19,10 +20,10 @@ from helpers.models.catalogue import LINEARS
 from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
 
-BATCH, BITS, GROUP, CHUNK = 16, 4, 128, 256  # lines at a time; bits and group of the grid; positions at a time
+BATCH, BITS, GROUP, CHUNK, PIECE = 16, 4, 128, 256, 4096  # lines at a time; bits and group of the grid; positions, and rows of the head, at a time
 PROTOCOL = (
     "each line of data/text/heldout.txt alone, with <s> in front and no </s>, right-padded batches of 16; every token after <s> is"
-    " scored; perplexity = exp(sum of negative log-likelihoods / number of scored tokens); logits converted to float32 before the softmax"
+    " scored; perplexity = exp(sum of negative log-likelihoods / number of scored tokens); output head and softmax in float32"
 )
 SCHEMA = 1
 REQUIRED = {"title": str, "tier": str, "device": str, "protocol": str, "date": str, "weight_bytes": int, "missing": str, "versions": dict}
@@ -41,7 +42,7 @@ def encode(tokenizer, texts):
 
 
 def batches(model, encoded):
-    """Run ``model`` over ``encoded`` and yield (logits, targets) of each batch: (positions, vocabulary) in the model's type, (positions,).
+    """Run ``model`` over ``encoded`` and yield (logits, targets) of each batch: (positions, vocabulary) in float32, see ``_head``, and (positions,).
 
     Position i holds the prediction of the token that follows; padding is left out. One batch at a time is in the device's memory.
     Raises PromptError if a text is longer than the model's context, NotEnoughMemoryError if the memory runs out (the model is freed).
@@ -56,9 +57,11 @@ def batches(model, encoded):
             raise PromptError(f"A text has {longest} tokens and the model's context is {context}: cut the text into shorter lines.")
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+        scored = mask[:, 1:].bool()
         try:
             with torch.no_grad():
-                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+                hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+                logits = _head(model.lm_head, hidden[scored.to(hidden.device)])
         except (RuntimeError, MemoryError) as error:
             problem = machine.out_of_memory(error, str(model.device), "scoring")
             if problem is None:
@@ -66,12 +69,22 @@ def batches(model, encoded):
         if problem:  # raised here, where the failed call's variables are gone
             hollow(model)
             raise problem
-        scored = mask[:, 1:].bool()
-        yield logits[scored], ids[:, 1:][scored]
+        yield logits, ids[:, 1:][scored].to(logits.device)
+
+
+def _head(head, hidden):
+    """The logits, shape (positions, vocabulary), that the linear layer ``head`` makes of ``hidden``: both converted to float32, without loss, before the product.
+
+    PIECE of its rows at a time, because a float32 copy of all of them would not fit beside a model that fills its GPU.
+    """
+    import torch
+
+    hidden = hidden.to(head.weight.device).float()
+    return torch.cat([torch.nn.functional.linear(hidden, rows.float()) for rows in head.weight.split(PIECE)], -1)
 
 
 def keep(model, encoded):
-    """Return ``list(batches(…))`` in host memory: a reference for ``score``, exactly as the model computed it, 2 bytes a number."""
+    """Return ``list(batches(…))`` in host memory: a reference for ``score``, 4 bytes a number."""
     return [(logits.cpu(), targets.cpu()) for logits, targets in batches(model, encoded)]
 
 
@@ -107,8 +120,8 @@ def score(predictions, reference=None):
 def compare(logits, reference):
     """Return (KL divergence in nats, whether the top token is the same) for each position; two tensors (positions,) on the host.
 
-    logits, reference: (positions, vocabulary), any float type, each on any device. Where the reference has several tokens of exactly
-    the highest logit (16-bit numbers are often equal), each of them counts as its top token.
+    logits, reference: (positions, vocabulary), any float type, each on any device. Where either has several tokens of exactly the highest
+    logit, it has no top token, and the two do not agree.
     """
     import torch
 
@@ -117,8 +130,8 @@ def compare(logits, reference):
         theirs = theirs.to(ours.device)
         q, p = ours.float().log_softmax(-1), theirs.float().log_softmax(-1)
         kl.append((p.exp() * (p - q)).sum(-1).double().cpu())
-        top = ours.argmax(-1, keepdim=True)
-        same.append((theirs.gather(-1, top)[:, 0] == theirs.amax(-1)).cpu())
+        highest = [each == each.amax(-1, keepdim=True) for each in (ours, theirs)]
+        same.append(((highest[0] == highest[1]).all(-1) & (highest[0].sum(-1) == 1)).cpu())
     return torch.cat(kl), torch.cat(same)
 
 

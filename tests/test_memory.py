@@ -136,6 +136,26 @@ def test_release_in_a_notebook_names_variable_and_output():
     assert "held by Out[2], layer: del layer and %reset -f out, then" in printed[2]
     assert "held by Out[2]: %reset -f out, then" in printed[3]
     assert "still in memory" not in printed[4] and " MB now" in printed[4]
+    assert not any("free again" in text for text in printed[2:4])
+
+
+def test_more_memory_after_than_before_is_explained(monkeypatch, capsys):
+    """A model is gone, and the process has grown: its bytes are named as free. While a part of it is held, or where less is used than before, nothing is said."""
+    step = choose.get_step(2)
+    model, _ = loading.load(step, device="cpu")
+    after, layer = loading._loaded["after"], model.model.layers[0]
+    assert loading._loaded["bytes"] == loading.weight_bytes(model) == step.bytes
+    del model
+    for now, held in ((after + 50_000_000, True), (after + 50_000_000, False), (after - step.bytes, False)):
+        if not held:
+            layer = None
+        monkeypatch.setattr(loading.machine, "in_use", lambda device, now=now: now)
+        capsys.readouterr()
+        assert loading.release() == now
+        said = capsys.readouterr().out
+        assert f"{now / 1e6:,.0f} MB now." in said and ("still in memory" in said) == held
+        assert ("Its 8.4 MB are free again." in said) == (not held and now > after)
+    assert layer is None
 
 
 def test_the_next_notebook_fits_in_the_same_kernel():

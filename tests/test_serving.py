@@ -42,7 +42,7 @@ def file(step):
 
 @pytest.fixture(scope="module")
 def llamacpp(file):
-    with serving.llamacpp(file, readers=4, api_keys=["open sesame"]) as server:
+    with serving.llamacpp(file, 1, readers=4, api_keys=["open sesame"]) as server:
         os.environ["TEST_SERVING_KEY"] = "open sesame"
         server.endpoint = replace(server.endpoint, key_variable="TEST_SERVING_KEY")
         yield server
@@ -138,6 +138,58 @@ def test_a_run_as_json_has_no_key_and_no_text(llamacpp):
     assert json.loads(text)["requests"] == 6 and "sesame" not in f"{run} {llamacpp.endpoint} {llamacpp}".replace(str(llamacpp.command), "")
 
 
+@both
+def test_a_server_computes_with_the_threads_that_were_chosen(server, step, monkeypatch):
+    """Its process was told so; what the system counts of its work is what psutil's own counter says."""
+    told = psutil.Process(server.process.pid).environ()
+    assert told["OMP_NUM_THREADS"] == ("1" if server.name.startswith("llama.cpp") else str(choose.threads(step.shape)))
+    before = sum(psutil.Process(server.process.pid).cpu_times()[:2])
+    run = asyncio.run(server.measure(clients.prompts(6), 2, 60))
+    after = sum(psutil.Process(server.process.pid).cpu_times()[:2])
+    assert run.threads == server.threads == int(told["OMP_NUM_THREADS"])
+    assert 0 < run.server_cpu <= after - before and 0 <= run.others <= psutil.cpu_count()
+    assert "OMP_NUM_THREADS" not in set(serving.environment(None)) - set(os.environ)
+    assert serving.environment(2)["OMP_NUM_THREADS"] == "2" and serving.environment(2)["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("THREADS", "3")
+    seen = []
+    monkeypatch.setattr(serving, "_start", lambda *arguments: seen.append(arguments[7]))
+    serving.transformers(step)
+    assert seen == [3]
+
+
+async def openai_s_client(endpoint, prompts, concurrency, new_tokens):
+    """The same requests by OpenAI's client; returns (tokens, seconds that this process computed)."""
+    import openai
+
+    waiting, tokens, key = iter(prompts), 0, os.environ.get(endpoint.key_variable, "none")
+    http = openai.DefaultAsyncHttpxClient(trust_env=False, headers={"Connection": "close"})
+
+    async def reader(client):
+        nonlocal tokens
+        for prompt in waiting:
+            what = {"model": endpoint.model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "extra_body": endpoint.extra}
+            async for chunk in await client.completions.create(stream=True, stream_options={"include_usage": True}, **what):
+                tokens += sum(bool(choice.text) for choice in chunk.choices)
+
+    async with openai.AsyncOpenAI(base_url=endpoint.url, api_key=key, max_retries=0, http_client=http) as client:
+        start = time.process_time()
+        await asyncio.gather(*(reader(client) for _ in range(concurrency)))
+        return tokens, time.process_time() - start
+
+
+def test_the_client_computes_less_than_half_of_what_openai_s_does(llamacpp):
+    """In turns, on one server: what this process computes for a token. (Times of the processor, so that other programs hardly count.)"""
+    prompts, ours, theirs = clients.prompts(12), [], []
+    for _ in range(3):
+        run = measure(llamacpp.endpoint, prompts, 4, 90)
+        ours.append(run.cpu / sum(answer.tokens for answer in run.answers))
+        tokens, cpu = asyncio.run(openai_s_client(llamacpp.endpoint, prompts, 4, 90))
+        assert tokens == 12 * 90
+        theirs.append(cpu / tokens)
+    assert 0 < min(ours) < 0.5 * min(theirs)
+    assert run.client_share == pytest.approx(run.cpu / len(os.sched_getaffinity(0)) / run.duration) and 0 < run.client_share < 1
+
+
 # Figures, against another calculation
 
 
@@ -168,6 +220,31 @@ def test_time_per_token_and_answers_that_are_written_together():
     assert run.decoding == 2  # 0.1 to 0.4 and 0.3 to 0.35; who waits for a first token is not counted
     assert clients.Run(1, answers([0.1, 0.2], [0.2, 0.3]), [], duration=1.0).decoding == 1
     assert clients.Run(1).decoding == 0
+
+
+def even(tpot, answers_=4, **other):
+    """A Run of ``answers_`` answers with 11 tokens each, one after the other, ``tpot`` seconds apart, first token after 1 s."""
+    times = [1 + tpot * n for n in range(11)]
+    return clients.Run(1, answers(*[times] * answers_), [], duration=answers_ * (1 + 10 * tpot), threads=1, **other)
+
+
+def test_comparisons_ask_first_whether_the_difference_is_larger_than_the_noise():
+    slow, fast = even(0.4), even(0.1)
+    assert clients.compare([slow], [fast], "tpot") == (pytest.approx(0.25), "0.25 times")
+    assert clients.compare([slow], [fast]) == (pytest.approx((1 + 4) / (1 + 1)), "2.5 times")
+    assert clients.compare([slow], [even(0.4)]) == (1.0, "about the same (1.00 times)")
+    ratio, said = clients.compare([slow, even(0.4), even(0.9)], [even(0.3)])  # 44, 44 and 44 tokens in 20, 20 and 40 s: half of the median apart
+    assert ratio is None and said == "too noisy to tell (1.2 times, but runs or their answers differ by 50%)"
+    assert clients.compare([slow, even(0.9)], [even(0.02)])[0] == pytest.approx((44 / 4.8) / ((44 / 20 + 44 / 40) / 2))  # more than the noise
+    mixed = clients.Run(1, answers(*([1 + tpot * n for n in range(11)] for tpot in (0.1, 0.2, 0.3, 0.4, 0.5))), [], duration=20.0, threads=1)
+    assert mixed.spread == pytest.approx(0.2 / 0.3)
+    assert clients.compare([slow], [mixed], "tpot")[1] == "too noisy to tell (0.75 times, but runs or their answers differ by 67%)"
+    bundle = even(0)
+    assert clients.compare([slow], [bundle])[1] == "too noisy to tell (5.0 times, but most answers of a run came in one bundle)"
+    assert clients.compare([slow], [bundle], "tpot") == (None, "too noisy to tell (most answers came in one bundle)")
+    busy = even(0.1, others=float(os.cpu_count()))
+    assert clients.compare([slow], [busy])[0] is None and "other programs used" in clients.compare([busy], [slow])[1]
+    assert clients.compare([slow], [even(0.1, others=0.2)])[0] == 2.5
 
 
 def test_bundled_pieces_are_counted():
@@ -305,7 +382,7 @@ def test_a_run_that_reaches_its_limit_sends_no_more(llamacpp):
 
 
 def test_a_server_that_dies_in_the_middle_keeps_what_was_finished(file):
-    server = serving.llamacpp(file, readers=2)
+    server = serving.llamacpp(file, 1, readers=2)
 
     def prompts():
         """Kills the server when the seventh prompt is taken: five are finished then, one is under way."""
@@ -326,7 +403,7 @@ def test_a_server_that_dies_in_the_middle_keeps_what_was_finished(file):
 
 def test_stopping_where_processes_have_no_groups(file, monkeypatch):
     """As on Windows: the server, and what it started, are found one by one."""
-    server = serving.llamacpp(file, readers=1)
+    server = serving.llamacpp(file, 1, readers=1)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     monkeypatch.setattr(psutil.Process, "children", lambda self, recursive=False: [psutil.Process(child.pid)] if recursive else [])
     monkeypatch.delattr(os, "killpg")
@@ -335,7 +412,7 @@ def test_stopping_where_processes_have_no_groups(file, monkeypatch):
 
 
 def test_stopping_leaves_nothing_and_can_be_done_twice(file):
-    with serving.llamacpp(file, readers=1) as server:
+    with serving.llamacpp(file, 1, readers=1) as server:
         assert serving.healthy(server.url) and server.seconds > 0
         assert server.check() is None
     assert gone(server.process) and not serving.healthy(server.url)
@@ -346,7 +423,7 @@ def test_stopping_leaves_nothing_and_can_be_done_twice(file):
 
 def test_a_port_in_use(llamacpp, file, step):
     port = int(llamacpp.url.split(":")[2].removesuffix("/v1"))
-    for start in (lambda: serving.llamacpp(file, port=port), lambda: serving.transformers(step, port=port)):
+    for start in (lambda: serving.llamacpp(file, 1, port=port), lambda: serving.transformers(step, port=port)):
         with pytest.raises(serving.ServerError, match=f"Port {port} is taken"):
             start()
     assert serving.healthy(llamacpp.url)
@@ -356,10 +433,10 @@ def test_a_file_or_checkpoint_that_cannot_be_loaded(file, step, tmp_path):
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(file.read_bytes()[:100_000])
     with pytest.raises(serving.ServerError, match="Its last words: CheckpointError: llama.cpp cannot load") as caught:
-        serving.llamacpp(cut)
+        serving.llamacpp(cut, 1)
     assert "\n" not in str(caught.value)
     with pytest.raises(serving.ServerError, match="There is no file"):
-        serving.llamacpp(tmp_path / "none.gguf")
+        serving.llamacpp(tmp_path / "none.gguf", 1)
     with pytest.raises(CheckpointError):
         serving.transformers(replace(step, checkpoint=str(tmp_path)))
     with pytest.raises(UnknownFormatError, match="while loading"):
@@ -434,7 +511,7 @@ def test_an_interrupt_while_the_server_starts_leaves_nothing():
 
 
 def test_a_notebook_that_is_killed_takes_its_server_with_it(file):
-    program = run_script(f"llamacpp({str(file)!r})")
+    program = run_script(f"llamacpp({str(file)!r}, 1)")
     pid = int(program.stdout.readline())
     program.kill()
     program.communicate(timeout=20)

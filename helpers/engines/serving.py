@@ -22,14 +22,14 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from helpers import ROOT, kernels, machine, setup
+from helpers.engines import clients
 from helpers.engines import llamacpp as engine
-from helpers.engines.clients import Endpoint
 from helpers.errors import CourseError, UnknownFormatError
 from helpers.models import choose
 from helpers.models.catalogue import read_json
 
 HOST = "127.0.0.1"
-PACKAGES = ("transformers", "torch", "xllamacpp", "openai", "fastapi", "uvicorn")
+PACKAGES = ("transformers", "torch", "xllamacpp", "aiohttp", "fastapi", "uvicorn")
 PATIENCE = 180  # seconds for a server to become healthy
 KERNEL = "COURSE_GPTQ_KERNEL"  # tells the server's process which kernel was made ready
 PAGE = 256  # tokens in one block of transformers' paged KV cache
@@ -41,15 +41,37 @@ class ServerError(CourseError, RuntimeError):
 
 @dataclass
 class Server:
-    """A server process. log: file with all that it printed. device: in words. seconds: from start to healthy. As a context manager it stops at the end."""
+    """A server process. log: file with all that it printed. device: in words. threads: that it computes with, None: as its libraries choose.
+
+    seconds: from start to healthy. As a context manager it stops at the end.
+    """
 
     name: str
-    endpoint: Endpoint
+    endpoint: clients.Endpoint
     process: subprocess.Popen
     log: Path
     command: list
     device: str
+    threads: int | None = None
     seconds: float = field(default=0.0)
+
+    @property
+    def cpu(self):
+        """Seconds that the server's process has computed so far, on all its threads together; 0.0 if it has ended."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(self.process.pid).cpu_times()
+            return times.user + times.system
+        return 0.0
+
+    async def measure(self, prompts, concurrency, new_tokens, **options):
+        """As clients.measure; the Run says also what the server and other programs computed meanwhile."""
+        load, before = machine.Load(), self.cpu
+        run = await clients.measure(self.endpoint, prompts, concurrency, new_tokens, **options)
+        run.threads, run.server_cpu = self.threads, self.cpu - before
+        run.others = max(0.0, load.stop().others - run.server_cpu / run.duration)
+        return run
 
     @property
     def url(self):
@@ -110,17 +132,30 @@ def start(make, *arguments, **options):
         print(f"Left out: {error}")
 
 
-def gguf_file(step):
-    """Return the path of ``step``'s model as a GGUF file: BF16 of a small embedded model, else Q4_0 of the unquantised one."""
+def gguf_file(step, type=None):
+    """Return the path of ``step``'s model as a GGUF file of ``type``, by default BF16 of an embedded model, else Q4_0 of the unquantised one."""
     unquantised = choose.get_step(2, tier=step.tier) if step.format == "gptq" else step
-    return engine.file(unquantised, "BF16" if step.tier == "embedded" else "Q4_0")
+    return engine.file(unquantised, type or ("BF16" if step.tier == "embedded" else "Q4_0"))
+
+
+def environment(threads):
+    """The variables of a server's process that computes with ``threads`` threads (None: as many as its libraries choose).
+
+    Several threads wait for each other at every step, and the client, or another program, always has one of their cores. By OpenMP's default the
+    others then spin: beside other programs llama.cpp with two threads on two cores wrote 3 to 190 tokens a second, and 510 to 2,080 where they
+    sleep (PASSIVE). A single thread waits for nobody.
+    """
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    waits = {"OMP_WAIT_POLICY": "PASSIVE"} if threads != 1 else {}
+    return waits | os.environ | quiet | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
 def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, device=None):
     """Start ``transformers serve`` with ``step``'s checkpoint and return the Server, once it is healthy.
 
     continuous: batch the requests at each step (``--continuous-batching``), else one request after the other. readers, tokens: the KV cache has
-    room for so many requests, of so many tokens each (without a limit it takes 60 % and more of the free memory). device: as for loading.load.
+    room for so many requests, of so many tokens each (without a limit it takes 60 % and more of the free memory). device: as for loading.load;
+    on a CPU it computes with choose.threads threads.
     Raises ServerError, CheckpointError, UnknownFormatError or DeviceError.
     """
     device = machine.get_device(device)
@@ -146,19 +181,20 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
         found = kernels.prepare(step, device)  # compiled before the server starts, where it can be seen
         print(f"GPTQ kernel of the server: {found.sentence}.", flush=True)
         kernel = {KERNEL: found.kernel}
-    return _start(name, ["transformers", "serve", checkpoint], options, port, checkpoint, {"generation_config": no_end}, device, kernel)
+    threads, what = choose.threads(step.shape) if device == "cpu" else None, ["transformers", "serve", checkpoint]
+    return _start(name, what, options, port, checkpoint, {"generation_config": no_end}, device, threads, kernel)
 
 
-def llamacpp(path, readers=32, tokens=PAGE, port=None, **settings):
+def llamacpp(path, threads, readers=32, tokens=PAGE, port=None, **settings):
     """Start llama.cpp's server, on the CPU, with the GGUF file ``path`` and return the Server, once it is healthy.
 
-    readers: slots, requests that it works on at once; tokens: context of each. settings: more fields of xllamacpp.CommonParams, e.g. api_keys.
-    Raises ServerError.
+    threads: see choose.threads. readers: slots, requests that it works on at once; tokens: context of each. settings: more fields of
+    xllamacpp.CommonParams, e.g. api_keys. Raises ServerError.
     """
-    settings |= {"context": readers * tokens, "n_parallel": readers, "threads": max(1, os.cpu_count() - 1)}  # the client needs a core too
-    options = [json.dumps(settings)]
+    settings |= {"context": readers * tokens, "n_parallel": readers, "threads": threads}
+    what, no_end = ["llama.cpp", str(Path(path).resolve())], {"ignore_eos": True, "cache_prompt": False}
     name = f"llama.cpp, {readers} slot{'s' * (readers != 1)}"
-    return _start(name, ["llama.cpp", str(Path(path).resolve())], options, port, Path(path).stem, {"ignore_eos": True, "cache_prompt": False}, "cpu")
+    return _start(name, what, [json.dumps(settings)], port, Path(path).stem, no_end, "cpu", threads)
 
 
 def healthy(url, timeout=2):
@@ -170,19 +206,17 @@ def healthy(url, timeout=2):
         return False
 
 
-def _start(name, what, options, port, model, no_end, device, variables=None):
+def _start(name, what, options, port, model, no_end, device, threads, variables=None):
     """Start the process ``what`` + ``options`` and wait until it is healthy. no_end: the request's fields for "no end of text"."""
     port = _free(port)
     log = setup.results_dir() / "logs" / f"server-{re.sub('[^a-z0-9]+', '-', name.lower())}-{port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "helpers.engines.serving", *what, "--host", HOST, "--port", str(port), *options]
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    waits = {"OMP_WAIT_POLICY": "PASSIVE"}  # a thread that waits gives its core to the client
     started = time.perf_counter()
     with open(log, "wb") as output:
         pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, cwd=ROOT, env=waits | os.environ | quiet | (variables or {}), start_new_session=True, **pipes)
-    server = Server(name, Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:], machine.device_name(device))
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(threads) | (variables or {}), start_new_session=True, **pipes)
+    server = Server(name, clients.Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:], machine.device_name(device), threads)
     atexit.register(server.stop)
     try:
         while not healthy(server.url):

@@ -14,7 +14,7 @@ from helpers.loading.memory import forget, free_caches, giving_back, holders
 from helpers.machine import quiet
 from helpers.models import choose, files
 
-_loaded = {}  # of the model loaded last: weak references to its parts, its device, and the memory in use after it was loaded
+_loaded = {}  # of the model loaded last: weak references to its parts, its device, its bytes, and the memory in use after it was loaded
 
 
 def load_arguments(step, device=None):
@@ -138,7 +138,7 @@ def _load(step, arguments, before, plan=None):
         raise problem
     after = machine.in_use(device)
     parts = (*model.modules(), *model.parameters(), *model.buffers())  # all that can be held by itself
-    _loaded.update(parts=[weakref.ref(part) for part in parts], after=after, device=device)
+    _loaded.update(parts=[weakref.ref(part) for part in parts], after=after, device=device, bytes=weight_bytes(model))
     if plan is not None:
         print(f"GPTQ kernel {kernels.remember(model, plan)}.")
     print(f"Weights: {weight_bytes(model) / 1e6:,.1f} MB. {_place(device)}: {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB after.")
@@ -208,9 +208,13 @@ def release():
     free_caches()
     device = _loaded.get("device") or machine.get_device()
     now = machine.in_use(device)
-    if "after" in _loaded:
-        print(f"{_place(device)}: {_loaded['after'] / 1e6:,.0f} MB with the model, {now / 1e6:,.0f} MB now.")
     alive = [part for reference in _loaded.get("parts", ()) if (part := reference()) is not None]
+    if "after" in _loaded:
+        print(f"{_place(device)}: {_loaded['after'] / 1e6:,.0f} MB when the model was loaded, {now / 1e6:,.0f} MB now.")
+        if not alive and now >= _loaded["after"]:  # of a small model: what came since is more than what went
+            print(
+                f"Its {_loaded['bytes'] / 1e6:,.1f} MB are free again. The rest belongs to the libraries: buffers, threads and code that came with the first calls."
+            )
     if alive:
         names = holders(alive)
         advice = f"del {', '.join(n for n in names if n.isidentifier())}" if any(n.isidentifier() for n in names) else "free it"
