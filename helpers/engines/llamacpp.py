@@ -60,7 +60,8 @@ def write(checkpoint, type, path=None):
 
     _rule(type)
     checkpoint = Path(checkpoint)
-    tensors, config = files.check_folder(checkpoint, "bf16"), _known(checkpoint)
+    files.check_folder(checkpoint, "bf16")
+    tensors, config = files.tensors(checkpoint), _known(checkpoint)
     path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
     plan = _plan(checkpoint, type)
     wanted = {source: shape for source, _, _, shape, _ in plan}

@@ -86,38 +86,32 @@ def check_format(folder, format):
     folder = Path(folder)
     shape, settings = Shape.from_config(folder), read_json(folder, "config.json").get("quantization_config") or {}
     on_load = any(settings.get(key) for key in ("load_in_8bit", "load_in_4bit", "_load_in_8bit", "_load_in_4bit"))
-    method = settings.get("quant_method") or ("bitsandbytes" if on_load else "unnamed" if settings else None)
-    if method == (None if format != "gptq" else "gptq"):
-        return shape
-    if method == "gptq":
-        why = "holds gptq weights: this step needs unquantised ones, and steps 3 and 4 load GPTQ"
-    elif method:
-        makes = " (step 1 makes 8 bits of it while it loads, nf4 makes 4)" if method == "bitsandbytes" else ""
-        why = f"holds {method} weights, which no step loads: take the unquantised checkpoint that they were made from{makes}, or a GPTQ one with step 3"
-    elif (folder / "quantize_config.json").is_file():
+    old = not settings and (folder / "quantize_config.json").is_file()
+    method = settings.get("quant_method") or ("bitsandbytes" if on_load else "unnamed" if settings else "gptq" if old else None)
+    if old and format == "gptq":
         why = (
             "has its GPTQ settings in quantize_config.json alone, as older programs wrote them, and transformers reads config.json: copy them there, as"
             ' "quantization_config", and add "quant_method": "gptq" to them'
         )
+    elif method == (None if format != "gptq" else "gptq"):
+        return shape
+    elif method == "gptq":
+        why = "holds gptq weights: this step needs unquantised ones, and steps 3 and 4 load GPTQ"
+    elif method:
+        makes = " (step 1 makes 8 bits of it while it loads, nf4 makes 4)" if method == "bitsandbytes" else ""
+        why = f"holds {method} weights, which no step loads: take the unquantised checkpoint that they were made from{makes}, or a GPTQ one with step 3"
     else:
         why = "holds unquantised weights: this step needs GPTQ ones, and steps 1 and 2 load unquantised ones"
     raise CheckpointError(f"{folder} {why}.")
 
 
 def check_folder(folder, format):
-    """Return {tensor: shape} of the complete Llama checkpoint in ``format`` in ``folder`` (int8 is made from bf16 files), else raise CheckpointError.
+    """Raise CheckpointError unless ``folder`` holds a complete Llama checkpoint in ``format`` (int8 is made from bf16 files).
 
     Only the safetensors headers are read: every shard must be there, none cut off, no layer missing, and GPTQ's integers packed as config.json says.
     """
-    folder, shape, found = Path(folder), check_format(folder, format), {}
-    for name in _shards(folder):
-        shard = folder / name
-        if not shard.is_file():
-            raise CheckpointError(f"{folder} lacks {name}: fetch or build the checkpoint again.")
-        tensors = _tensor_shapes(shard)
-        if tensors is None:
-            raise CheckpointError(f"{shard} is cut off or damaged ({shard.stat().st_size:,} bytes): fetch or build the checkpoint again.")
-        found.update(tensors)
+    folder, shape = Path(folder), check_format(folder, format)
+    found = tensors(folder)
     weight, config = "qweight" if format == "gptq" else "weight", read_json(folder, "config.json")
     with_bias = [name for name in LINEARS if config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias")]
     matrices = [f"{name}.{weight}" for name in LINEARS]
@@ -135,6 +129,19 @@ def check_folder(folder, format):
                         f"{folder} says {shape.bits} bits in groups of {shape.group_size}, and model.layers.{n}.{name}.{part} is of shape {there} in place of"
                         f" {size}: correct quantization_config in its config.json, or fetch the checkpoint again."
                     )
+
+
+def tensors(folder):
+    """Return {name: shape} of all tensors in a checkpoint's files, from their headers. Raises CheckpointError if a file is missing, cut off or damaged."""
+    folder, found = Path(folder), {}
+    for name in _shards(folder):
+        shard = folder / name
+        if not shard.is_file():
+            raise CheckpointError(f"{folder} lacks {name}: fetch or build the checkpoint again.")
+        shapes = _tensor_shapes(shard)
+        if shapes is None:
+            raise CheckpointError(f"{shard} is cut off or damaged ({shard.stat().st_size:,} bytes): fetch or build the checkpoint again.")
+        found.update(shapes)
     return found
 
 
@@ -165,7 +172,7 @@ def _tensor_shapes(shard):
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(shard, framework="np") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()} or None
+        with safe_open(shard, framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} or None
     except (SafetensorError, OSError):
         return None
