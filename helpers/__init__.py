@@ -7,7 +7,7 @@ setup      is everything here that the notebooks call?
 models/    catalogue: which model does a step load, how large is it? files: is it complete, read and written whole? hub: may I have it?
            synthetic: write one with random weights. choose: what decides the tier, what can this machine load?
 kernels    where is a GPTQ kernel chosen, and is it ready?
-loading/   load a step's model, look into a layer, free the memory (memory: who still holds it?)
+loading/   load a step's model, look into a layer, free the memory (memory: who still holds it? library: what is said where a library fails)
 timing     how long did ``generate`` take, when did each token come, where did the time go, and how is it said?
 ledger     what was measured so far? What cannot be is refused
 plots      draw it, with the same facts as text

@@ -44,6 +44,14 @@ class NotEnoughMemoryError(CourseError, MemoryError):
     """The weights do not fit into the free memory, or the free space of a disk."""
 
 
+class LibraryError(CourseError, RuntimeError):
+    """A library that failed on a model or a text of the reader's."""
+
+
+class NotFiniteError(CourseError, ArithmeticError):
+    """A model whose layers compute numbers that are not finite: nothing that is measured on it counts."""
+
+
 class DeviceError(CourseError, RuntimeError):
     """A device that this machine does not have."""
 

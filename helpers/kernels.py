@@ -8,7 +8,8 @@ exllama_v2  compiled once on a machine, 26 s for a T4 on two cores; dequantises 
 triton      nothing to compile beforehand; dequantises, then multiplies
 torch       the same in plain PyTorch
 
-Marlin is taken only where somebody asks for it. On a CPU gptqmodel's own choice (TorchAtenLinear) is right. First used in notebook 03.
+Marlin is taken only where somebody asks for it. On a CPU gptqmodel's own choice stands (TorchAtenLinear for the article's checkpoints), after it
+has computed a small layer as one does by hand: its classes declare groups that they then refuse. First used in notebook 03.
 """
 
 import json
@@ -77,15 +78,20 @@ def library():
     return gptqmodel
 
 
-def plan(settings, capability=None, asked=""):
+def plan(settings, capability=None, asked="", widths=()):
     """Return the Plan for a checkpoint with ``settings`` (its quantization_config) on a GPU of ``capability``, on the CPU if that is None.
 
-    asked: gptqmodel's name of the kernel that the reader wants, and no other. Nothing is compiled here. Raises DeviceError, a sentence, if
-    the kernel that was asked for cannot work here, or if none can.
+    asked: gptqmodel's name of the kernel that the reader wants, and no other. widths: the numbers of inputs that its layers have. Nothing is
+    compiled here. Raises DeviceError, a sentence, if the kernel that was asked for cannot work here, or if none can.
     """
     if capability is None:
         if asked in ("triton", *COMPILED):
             raise DeviceError(f"{NAMES[asked]} is a kernel for CUDA GPUs, and this step would run on the CPU: leave it out, or take gptq-torch.")
+        if why := _fails_on_cpu(json.dumps(settings), asked, tuple(widths)):
+            able = [NAMES[kernel] for kernel in ORDER if not _unsupported(kernel, settings, MARLIN_CAPABILITY)]
+            there = f"load it on a machine with a CUDA GPU, where {able[0]} can" if able else "take a checkpoint with other settings"
+            there = "take gptq-torch, which can" if not _fails_on_cpu(json.dumps(settings), "torch", tuple(widths)) else there
+            raise DeviceError(f"{NAMES.get(asked, 'The kernel that gptqmodel takes')} cannot compute this GPTQ checkpoint on this CPU ({why}): {there}.")
         return Plan([asked])
     found = Plan([], {})
     for kernel in (asked,) if asked else ORDER:
@@ -112,7 +118,63 @@ def plan_for(step, device):
         import torch
 
         capability = min(torch.cuda.get_device_capability(each) for each in devices)
-    return plan(step.quantization, capability, step.kernel)
+    return plan(step.quantization, capability, step.kernel, sorted({inputs for inputs, _ in step.shape.linears()}))
+
+
+@lru_cache(maxsize=64)
+def _fails_on_cpu(settings, kernel, widths):
+    """Why ``kernel`` ("": gptqmodel's choice) cannot compute layers of ``widths`` inputs and such ``settings`` (JSON) on this CPU, in a clause, or "".
+
+    A layer of random integers and 64 outputs is computed with it for each width, and by hand. (gptqmodel 7.6 takes TorchFusedLinear for one group a
+    row, and TorchAtenLinear for groups of 16: ATen refuses both at the first token; the former leaves zero points out.)
+    """
+    import numpy as np
+    import torch
+
+    library()
+    from gptqmodel.quantization import METHOD
+    from gptqmodel.utils.importer import hf_select_quant_linear_v2
+
+    settings, random, outputs = json.loads(settings), np.random.default_rng(0), 64
+    bits, group = settings.get("bits", 4), settings.get("group_size", 128)
+    kind = {"bits": bits, "group_size": group, "desc_act": bool(settings.get("desc_act")), "sym": bool(settings.get("sym", True))}
+
+    def codes(words):  # (words, columns) of int32: a stream of bits in each column, the lowest first
+        stream = np.unpackbits(np.ascontiguousarray(words.T).view(np.uint8), axis=1, bitorder="little")
+        return (stream.reshape(len(stream), -1, bits) << np.arange(bits)).sum(-1).T
+
+    try:
+        with machine.quiet(), torch.no_grad():
+            layer_class = hf_select_quant_linear_v2(
+                **kind, format=_layout(settings), quant_method=METHOD.GPTQ, pack=False, device_map={"": "cpu"}, backend=f"gptq_{kernel}" if kernel else "auto"
+            )
+            for width in widths:
+                layer = layer_class(**kind, in_features=width, out_features=outputs, bias=False)
+                layer.optimized = True  # plain PyTorch's kernel would be compiled for seconds
+                index = np.arange(width) // (width if group == -1 else group)
+                index = random.permutation(index) if kind["desc_act"] else index
+                words = random.integers(-(2**31), 2**31, (width * bits // 32, outputs), dtype=np.int32)
+                middle = np.packbits(np.tile([0] * (bits - 1) + [1], outputs), bitorder="little").view(np.int32)  # the zero point of symmetric ones
+                zeros = (
+                    np.tile(middle, (index.max() + 1, 1)) if kind["sym"] else random.integers(-(2**31), 2**31, (index.max() + 1, len(middle)), dtype=np.int32)
+                )
+                scales = random.uniform(0.5, 1, (len(zeros), outputs)).astype(np.float16)
+                parts = {"qweight": words, "qzeros": zeros, "scales": scales, "g_idx": index.astype(np.int32)}
+                layer.load_state_dict({name: torch.from_numpy(part) for name, part in parts.items()})
+                layer.qzero_format(format=2)  # zero points as they are
+                layer.post_init()
+                x = torch.from_numpy(random.standard_normal((2, width), dtype=np.float32)).bfloat16()
+                wanted = x.float().numpy() @ (scales[index] * (codes(words) - codes(zeros.T).T[index])).astype(np.float32)
+                if not np.linalg.norm(layer.eval()(x).float().numpy() - wanted) <= 0.05 * np.linalg.norm(wanted):
+                    return f"{layer_class.__name__} computes something else"
+    except Exception as error:  # whatever a library has to say about a kernel: another one may do
+        return f"{bits} bits in groups of {group}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    return ""
+
+
+def _layout(settings):
+    """The layout of a checkpoint: "gptq" (v1, zero points stored minus 1), "gptq_v2", …"""
+    return settings.get("checkpoint_format") or settings.get("format") or "gptq"
 
 
 def _unsupported(kernel, settings, capability):
@@ -125,9 +187,9 @@ def _unsupported(kernel, settings, capability):
     from gptqmodel.utils.importer import get_kernel_for_backend
 
     try:
-        layer = get_kernel_for_backend(BACKEND(f"gptq_{kernel}"), METHOD.GPTQ, FORMAT(settings.get("checkpoint_format") or "gptq"))
+        layer = get_kernel_for_backend(BACKEND(f"gptq_{kernel}"), METHOD.GPTQ, FORMAT(_layout(settings)))
     except ValueError:
-        return f"it does not know the layout {settings['checkpoint_format']!r}"
+        return f"it does not know the layout {_layout(settings)!r}"
     bits, group = settings.get("bits", 4), settings.get("group_size", 128)
     if bits not in layer.SUPPORTS_BITS:
         return f"it knows {' and '.join(map(str, layer.SUPPORTS_BITS))} bits, and the checkpoint has {bits}"

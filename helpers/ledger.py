@@ -27,6 +27,7 @@ SCHEMA = 1
 LOST = 0.1  # of a core: what a row's threads may lack
 SURE = 0.9  # of the floor: the best of two bandwidths measured in one minute differ by up to 4 % on a quiet machine, and a kernel may read better than torch's
 LOOKS = 3  # bandwidths that are measured before a row is refused: beside other programs one comes out too low, and the floor too high
+SETTINGS = ("bits", "group_size", "desc_act", "sym", "checkpoint_format")  # of a GPTQ checkpoint, as a row keeps them
 NOISE = 5  # per cent: a smaller change counts as none
 COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the first call
 WARM = {"tpot_s": "tpot", "warm_ttft_s": "ttft", "warm_cpu_total_s": "cpu_total"}  # of the warm calls: what of a call; all others their wall time
@@ -55,6 +56,7 @@ def make_row(step, timing, model, prediction=None, speed=None):
         "checkpoint": step.place,
         "revision": None if step.is_folder else step.folder.name,  # the commit: the cache keeps each in a folder of that name
         "format": step.format,
+        "quantization": {key: step.quantization[key] for key in SETTINGS if key in step.quantization},
         "dtype": str(model.dtype).removeprefix("torch."),
         "layer_class": type(layer).__name__,
         "kernel": kernels.used(model),

@@ -51,7 +51,7 @@ def operations(shape, context=0):
     return 2 * (shape.linear_parameters + shape.vocab_size * shape.hidden_size) + 4 * shape.num_hidden_layers * shape.hidden_size * context
 
 
-def step_bytes(shape, format, context, batch=1, group_size=128):
+def step_bytes(shape, format, context, batch=1, group_size=None):
     """Bytes that one decoding step must read: the weights once for all ``batch`` sequences, and the KV cache of each (``context`` tokens)."""
     embedding = shape.weight_bytes(format) - shape.read_bytes(format)
     return shape.weight_bytes(format, group_size) - embedding + batch * context * shape.kv_bytes_per_token
@@ -127,7 +127,7 @@ class Estimate:
         return self.text
 
 
-def estimate(shape, format, context, batch, machine, efficiency=None, group_size=128):
+def estimate(shape, format, context, batch, machine, efficiency=None, group_size=None):
     """Return an Estimate: does ``shape`` in ``format`` fit on ``machine``, and how long does one decoding step take at best?
 
     context: tokens in the KV cache of each sequence. batch: sequences at a time. machine: a dict with name, memory (GB), bandwidth (GB/s),

@@ -13,7 +13,8 @@ from math import exp, inf, sqrt
 from pathlib import Path
 
 from helpers import ROOT, ledger, machine
-from helpers.errors import PromptError
+from helpers.errors import LibraryError, PromptError
+from helpers.loading import library
 from helpers.loading.memory import hollow
 from helpers.models import files
 from helpers.models.catalogue import LINEARS
@@ -38,14 +39,15 @@ def lines():
 
 def encode(tokenizer, texts):
     """Return the token ids of each of ``texts`` (list of lists of int, begin-of-sequence first), short ones first."""
-    return sorted((tokenizer(text).input_ids for text in texts), key=len)
+    return sorted(([library.begin(tokenizer), *library.encode(tokenizer, text, special=False)] for text in texts), key=len)
 
 
 def batches(model, encoded):
     """Run ``model`` over ``encoded`` and yield (logits, targets) of each batch: (positions, vocabulary) in float32, see ``_head``, and (positions,).
 
     Position i holds the prediction of the token that follows; padding is left out. One batch at a time is in the device's memory.
-    Raises PromptError if a text is longer than the model's context, NotEnoughMemoryError if the memory runs out (the model is freed).
+    Raises PromptError if a text is longer than the model's context, NotEnoughMemoryError if the memory runs out (the model is freed),
+    NotFiniteError where a logit is not finite.
     """
     import torch
 
@@ -62,13 +64,14 @@ def batches(model, encoded):
             with torch.no_grad():
                 hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
                 logits = _head(model.lm_head, hidden[scored.to(hidden.device)])
-        except (RuntimeError, MemoryError) as error:
-            problem = machine.out_of_memory(error, str(model.device), "scoring")
-            if problem is None:
-                raise
+        except Exception as error:
+            problem = machine.out_of_memory(error, str(model.device), "scoring") or library.explained(error, LibraryError, "scoring failed", library.FAILED[1])
         if problem:  # raised here, where the failed call's variables are gone
-            hollow(model)
+            if isinstance(problem, MemoryError):
+                hollow(model)
             raise problem
+        if not logits.isfinite().all():
+            library.check_finite(model, ids, surely=True)
         yield logits, ids[:, 1:][scored].to(logits.device)
 
 

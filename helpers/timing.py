@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
-from helpers import ROOT, machine
-from helpers.errors import PromptError, TokenCountError
-from helpers.loading.memory import hollow
+from helpers import ROOT, loading, machine
+from helpers.errors import LibraryError, PromptError, TokenCountError
+from helpers.loading import library
 
 PROMPT, NEW_TOKENS = map(json.loads((ROOT / "data" / "article.json").read_text(encoding="utf-8")).get, ("prompt", "new_tokens"))
 WARMUPS, REPEATS = 2, 5
@@ -117,9 +117,10 @@ def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
     if not isinstance(new_tokens, int) or isinstance(new_tokens, bool) or new_tokens < 1:
         raise TokenCountError(f"new_tokens is {new_tokens!r}: ask for a whole number of tokens, 1 or more.")
     if isinstance(prompt, str):
-        prompt = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None
+        prompt = library.encode(tokenizer, prompt, return_tensors="pt") if prompt else None
     if getattr(prompt, "ndim", 0) != 2 or not prompt.numel():
         raise PromptError("The prompt is empty: give a text to go on from, or token ids of shape (batch, tokens).")
+    library.check_ids(model, prompt)
     ids = prompt.to(model.device)
     context = model.config.max_position_embeddings
     if ids.shape[1] + new_tokens > context:
@@ -137,61 +138,55 @@ def prompt_ids(model, tokenizer, tokens, batch=1):
     if min(tokens, batch) < 1:
         raise PromptError(f"A prompt of {tokens} tokens, {batch} at a time, makes no sense: ask for 1 or more.")
     text = (ROOT / "data" / "text" / "heldout.txt").read_text(encoding="utf-8")
-    ids = tokenizer(" ".join(text.split()), add_special_tokens=False).input_ids
+    first, ids = library.begin(tokenizer), library.encode(tokenizer, " ".join(text.split()), special=False)
     ids = ids * (batch * tokens // len(ids) + 1)  # longer than the text: begin it again
-    rows = [[tokenizer.bos_token_id, *ids[n * tokens : (n + 1) * tokens - 1]] for n in range(batch)]
+    rows = [[first, *ids[n * tokens : (n + 1) * tokens - 1]] for n in range(batch)]
     return torch.tensor(rows, device=model.device)
 
 
 def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **options):
     """Call ``model.generate`` once and return (Call, new token ids as a list of int, of the first sequence).
 
-    prompt: a text, or token ids of shape (batch, tokens). options: what else ``generate`` is to be told, e.g. cache_implementation.
-    On a GPU the clock waits for its work at the start, after the first token's logits and at the end, and nowhere between.
+    prompt: a text, or token ids of shape (batch, tokens). options: what else ``generate`` is to be told, e.g. cache_implementation; of the
+    checkpoint's own generation_config nothing is used. On a GPU the clock waits for its work at the start, after the first token's logits
+    and at the end, and nowhere between. Raises NotFiniteError, after the clock has stopped, if the last logits are not finite.
     """
     import torch
     from transformers import LogitsProcessorList
 
     ids = tokenise(model, tokenizer, prompt, new_tokens)
     gpus = [n for n in range(torch.cuda.device_count()) if torch.cuda.memory_allocated(n)] if ids.is_cuda else []
-    problem = None
+    problem, own = None, model.generation_config
+    settings, rest = library.greedy(model, tokenizer, new_tokens, **options)
 
     def synchronise():
         for n in gpus:
             torch.cuda.synchronize(n)
 
     first = _FirstToken(synchronise)
+    model.generation_config = settings  # it fills what the call leaves open
     synchronise()
     load = machine.Load()
     user, system = machine.cpu_times()
     start = time.perf_counter()
     try:
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-            pad_token_id=tokenizer.eos_token_id,
-            logits_processor=LogitsProcessorList([first]),
-            **options,
-        )
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, logits_processor=LogitsProcessorList([first]), **rest)
         synchronise()
-    except (RuntimeError, MemoryError) as error:
-        problem = machine.out_of_memory(error, str(ids.device), "generating")
-        if problem is None:
-            raise
+    except Exception as error:
+        problem = machine.out_of_memory(error, str(ids.device), "generating") or library.explained(error, LibraryError, *library.FAILED)
+    finally:
+        model.generation_config = own
     if problem:  # raised here, where the failed call's variables are gone
-        hollow(model)
+        if isinstance(problem, MemoryError):
+            loading.memory.hollow(model)
         raise problem
     end = time.perf_counter()
     user_end, system_end = machine.cpu_times()
     new = output[0, ids.shape[1] :].tolist()
     if len(new) != new_tokens:
         raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
+    if not first.scores.nan_to_num(torch.inf).lt(torch.inf).all():  # -inf keeps the end of text away
+        library.check_finite(model, output, surely=True)
     return Call(user_end - user, system_end - system, end - start, first.time - start, len(new), load.stop().others), new
 
 
@@ -199,7 +194,8 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
     """Measure ``generate`` and return a Timing: one cold call, ``warmups`` calls that are thrown away, ``repeats`` warm calls.
 
     prompt, options: as for ``generate_once``. cold: what that returned for the first call after loading; without it, the first call here
-    counts as cold. Memory peaks are those since the cold call (GPU) and of the process so far (host).
+    counts as cold. Memory peaks are those since the cold call (GPU) and of the process so far (host). Last, a pass looks at each layer's
+    output: raises NotFiniteError where one is not finite.
     """
     import torch
     from tqdm.auto import trange
@@ -214,7 +210,7 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
     load = machine.Load()
     calls = [generate_once(model, tokenizer, prompt, new_tokens, **options)[0] for _ in trange(warmups + repeats, desc="warm-ups and repeats")]
     warm = steadiest(calls[warmups:], lambda: [generate_once(model, tokenizer, prompt, new_tokens, **options)[0] for _ in range(repeats)])
-    return Timing(
+    result = Timing(
         cold=cold,
         warm=warm,
         prompt=prompt if isinstance(prompt, str) else tokenizer.decode(inputs[0], skip_special_tokens=True),
@@ -229,6 +225,8 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         threads=torch.get_num_threads(),
         load=load.figures(),
     )
+    library.check_finite(model, inputs[:1])
+    return result
 
 
 def steadiest(calls, again):
@@ -249,9 +247,10 @@ class _FirstToken:
     """A logits processor that notes when the first token's logits are there; a class, because transformers inspects a function for 0.4 ms a token."""
 
     def __init__(self, synchronise):
-        self.synchronise, self.time = synchronise, None
+        self.synchronise, self.time, self.scores = synchronise, None, None
 
     def __call__(self, input_ids, scores):
+        self.scores = scores
         if self.time is None:
             self.synchronise()
             self.time = time.perf_counter()

@@ -9,9 +9,9 @@ from importlib import import_module
 from itertools import product
 
 from helpers import ledger, limits, loading, machine, timing
-from helpers.errors import CourseError, PromptError
+from helpers.errors import PromptError
+from helpers.loading import library
 from helpers.models import choose, synthetic
-from helpers.models.catalogue import read_json
 from helpers.timing import NEW_TOKENS, PROMPT
 
 # What loading imports for every step before it reads a weight. Not gptqmodel, which starts threads, nor bitsandbytes: they are for some steps only.
@@ -58,13 +58,11 @@ class Job:
 
 def measure(job):
     """Do ``job`` (a Job as a dict) in this process and return its rows (list of dict), one for each prompt length and batch size."""
-    import torch
-
     job = Job(**job | {name: tuple(job[name]) for name in ("prompt_tokens", "batches")})
     step = job.step()
     if step.is_folder:  # said before anything is loaded
         longest = max(tokens or 0 for tokens in job.prompt_tokens) + job.new_tokens
-        context = read_json(step.checkpoint, "config.json")["max_position_embeddings"]
+        context = library.configuration(step.checkpoint).max_position_embeddings
         if longest > context:
             raise PromptError(f"{step.title}: {longest} tokens are more than its context of {context}: shorten --prompt-tokens.")
     with machine.quiet():  # a copy of a process that has them must not load faster
@@ -93,9 +91,6 @@ def measure(job):
         })  # fmt: skip
         rows[-1]["peak_generating_bytes"] = machine.peak(device, partial(timing.generate_once, model, tokenizer, prompt, job.new_tokens))
     ids = timing.tokenise(model, tokenizer)
-    with torch.no_grad():
-        if not model(ids).logits.isfinite().all():
-            raise CourseError(f"{step.title}: the model's output is not finite, so nothing measured on it counts.")
     operations = timing.decode_step(model, ids)
     del model
     return [row | {"operations_s": operations} for row in limits.with_floor(rows, device, [(size, speed)])]

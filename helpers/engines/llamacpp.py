@@ -18,6 +18,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 from helpers import setup
 from helpers.engines import timed
 from helpers.errors import CheckpointError, PromptError, UnknownFormatError
+from helpers.loading import library
 from helpers.models import files, hub
 from helpers.models.catalogue import LINEARS, Shape, read_json
 from helpers.timing import NEW_TOKENS, PROMPT, REPEATS
@@ -31,6 +32,11 @@ TYPES = {  # name: (matrices, output head, a share of attn_v and ffn_down); norm
     "Q4_K_M": ("Q4_K", "Q6_K", "Q6_K"),
 }
 PACKAGES = ("xllamacpp", "gguf")
+WRITTEN = {  # of config.json, beside the sizes: what the file's head, its tensors or a refusal take care of
+    "architectures", "model_type", "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "attention_bias", "mlp_bias",
+    "rope_parameters", "rope_scaling", "rope_theta", "tie_word_embeddings", "bos_token_id", "eos_token_id",
+}  # fmt: skip
+NO_MATTER = {"attention_dropout", "initializer_range", "pretraining_tp", "use_cache", "dtype", "torch_dtype", "transformers_version", "pad_token_id"}
 FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that are no multiple of 256, the block of the K types
 READY = {"7B": "TheBloke/Llama-2-7B-GGUF", "13B": "TheBloke/Llama-2-13B-GGUF"}  # Llama-2 as GGUF files, on the Hub
 
@@ -55,12 +61,18 @@ def write(checkpoint, type, path=None):
     _rule(type)
     checkpoint = Path(checkpoint)
     files.check_folder(checkpoint, "bf16")
+    tensors, config = files.tensors(checkpoint), _known(checkpoint)
     path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
     plan = _plan(checkpoint, type)
+    wanted = {source: shape for source, _, _, shape, _ in plan}
+    if other := {name for name in tensors if not name.endswith("rotary_emb.inv_freq") and tensors[name] != wanted.get(name)}:
+        raise CheckpointError(
+            f"{checkpoint} has a tensor that this converter does not know ({min(other)}): take a ready GGUF file, or llama.cpp's own converter."
+        )
     with files.whole(path, lambda: files.newer(path, checkpoint), need=sum(size for *_, size in plan)) as partial:
         if partial:
             writer = gguf.GGUFWriter(partial, "llama")
-            _describe(writer, checkpoint)
+            _describe(writer, checkpoint, config)
             for _, name, kind, shape, size in plan:
                 writer.add_tensor_info(name, shape, "float32", size, raw_dtype=kind)
             writer.write_header_to_file()
@@ -118,47 +130,95 @@ def _plan(checkpoint, type):
         for linear, (inputs, outputs) in zip(LINEARS, shape.linears()):
             better = more and linear.endswith(("v_proj", "down_proj"))
             wanted.append((f"model.layers.{n}.{linear}", (outputs, inputs), special if better else usual))
-        wanted += [(f"model.layers.{n}.{norm}", (shape.hidden_size,), "F32") for norm in ("input_layernorm", "post_attention_layernorm")]
+        wanted += [(f"model.layers.{n}.{norm}", (shape.hidden_size,), "F32") for norm in files.NORMS]
     wanted.append(("model.norm", (shape.hidden_size,), "F32"))
-    plan = []
+    settings, plan = read_json(checkpoint, "config.json"), []
+    biased = [half for half, key in (("self_attn", "attention_bias"), ("mlp", "mlp_bias")) if settings.get(key)]
     for name, sizes, kind in wanted:
         kind = FALLBACK[kind] if kind in FALLBACK and sizes[-1] % 256 else kind
         kind = gguf.GGMLQuantizationType[kind]
         block, size = gguf.GGML_QUANT_SIZES[kind]
         count = sizes[0] * (sizes[1] if len(sizes) > 1 else 1)
         plan.append((f"{name}.weight", f"{names.get_name(name)}.weight", kind, sizes, count // block * size))
+        if len(sizes) == 2 and any(f".{half}." in name for half in biased):
+            plan.append((f"{name}.bias", f"{names.get_name(name)}.bias", gguf.GGMLQuantizationType.F32, sizes[:1], 4 * sizes[0]))
     return plan
 
 
-def _describe(writer, checkpoint):
+def _known(checkpoint):
+    """Return transformers' configuration of ``checkpoint``. Raises CheckpointError if anything in it changes what is computed and cannot be written."""
+    import transformers
+
+    config, raw = library.configuration(checkpoint), read_json(checkpoint, "config.json")
+    known = set(transformers.PretrainedConfig().to_dict()) | set(transformers.GenerationConfig().to_dict()) | WRITTEN | NO_MATTER | set(Shape.NAMES)
+    rope = config.rope_parameters or {}
+    refused = {name: value for name, value in raw.items() if name not in known and value not in (None, False, {}, [])}
+    refused |= {"hidden_act": config.hidden_act} if config.hidden_act not in ("silu", "swish") else {}
+    refused |= {"rope_type": rope["rope_type"]} if rope.get("rope_type", "default") not in ("default", "linear") else {}
+    refused |= {"partial_rotary_factor": rope["partial_rotary_factor"]} if rope.get("partial_rotary_factor", 1) not in (None, 1) else {}
+    if refused:
+        name, value = next(iter(refused.items()))
+        raise CheckpointError(
+            f"{checkpoint}/config.json sets {name} to {value!r}, which this converter cannot write: take a ready GGUF file, or llama.cpp's own converter."
+        )
+    return config
+
+
+def _tokeniser(checkpoint):
+    """Return (tokenizer.json, id that begins a text or None). Raises CheckpointError if the file's head cannot say all of what it does."""
+    content, tokenizer = read_json(checkpoint, "tokenizer.json"), library.tokeniser(checkpoint)
+    model, before, added = content.get("model", {}), content.get("pre_tokenizer") or {}, content.get("added_tokens") or []
+    around, inside = library.encode(tokenizer, "a"), library.encode(tokenizer, "a", special=False)
+    rows = Shape.from_config(checkpoint).vocab_size
+    problems = {
+        "is no byte-level BPE": model.get("type") != "BPE" or before.get("type") != "ByteLevel",
+        "changes the text first (normalizer)": content.get("normalizer"),
+        "splits text in another way (pre_tokenizer)": before.get("add_prefix_space") or not before.get("use_regex", True),
+        "merges in another way": any(
+            model.get(key) for key in ("byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix", "dropout")
+        ),
+        "takes spaces into its added tokens": any(token.get(key) for token in added for key in ("lstrip", "rstrip", "single_word")),
+        "puts more around a text than one token before it": around[len(around) - len(inside) :] != inside or len(around) > len(inside) + 1,
+        "has tokens beyond the embedding table": max([*model.get("vocab", {}).values(), *(token["id"] for token in added)], default=0) >= rows,
+    }
+    if found := [problem for problem, holds in problems.items() if holds]:
+        raise CheckpointError(f"{checkpoint} has a tokeniser that this converter does not know (it {found[0]}): take a ready GGUF file.")
+    return content, around[0] if len(around) > len(inside) else None
+
+
+def _describe(writer, checkpoint, config):
     """Write sizes and tokeniser into the file's head."""
-    config, shape = read_json(checkpoint, "config.json"), Shape.from_config(checkpoint)
-    tokenizer = read_json(checkpoint, "tokenizer.json")
-    model, before = tokenizer.get("model", {}), (tokenizer.get("pre_tokenizer") or {}).get("type")
-    if model.get("type") != "BPE" or before != "ByteLevel":
-        raise CheckpointError(f"{checkpoint} has a tokeniser that this converter does not know (it knows byte-level BPE): take a ready GGUF file.")
-    heads = config["num_attention_heads"]
+    import gguf
+
+    shape, (tokenizer, begin) = Shape.from_config(checkpoint), _tokeniser(checkpoint)
+    model, added = tokenizer["model"], {token["id"]: token for token in tokenizer.get("added_tokens") or []}
+    rope = config.rope_parameters or {}
     writer.add_name(checkpoint.name)
-    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(shape.hidden_size)
     writer.add_block_count(shape.num_hidden_layers)
     writer.add_feed_forward_length(shape.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(shape.hidden_size // heads)
-    writer.add_rope_freq_base(float((config.get("rope_parameters") or config).get("rope_theta", 10000)))
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(shape.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000)))
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
     writer.add_vocab_size(shape.vocab_size)
-    tokens = {number: token for token, number in model["vocab"].items()} | {t["id"]: t["content"] for t in tokenizer["added_tokens"]}
-    special = {t["id"] for t in tokenizer["added_tokens"] if t["special"]}
+    tokens = {number: token for token, number in model["vocab"].items()} | {number: token["content"] for number, token in added.items()}
+    kinds = {number: 3 if token["special"] else 4 for number, token in added.items()}  # control, the user's own
     writer.add_tokenizer_model("gpt2")  # llama.cpp's name of byte-level BPE
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([tokens.get(n, f"[unused {n}]") for n in range(shape.vocab_size)])
-    writer.add_token_types([3 if n in special else 1 if n in tokens else 5 for n in range(shape.vocab_size)])  # control, normal, unused
+    writer.add_token_types([kinds.get(n, 1 if n in tokens else 5) for n in range(shape.vocab_size)])  # normal, unused
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    writer.add_bos_token_id(config["bos_token_id"])
-    writer.add_eos_token_id(config["eos_token_id"])
-    writer.add_add_bos_token(True)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    for number, add in ((config.bos_token_id if begin is None else begin, writer.add_bos_token_id), (ends[0] if ends else None, writer.add_eos_token_id)):
+        if number is not None:
+            add(number)
+    writer.add_add_bos_token(begin is not None)
 
 
 def _tensor(checkpoint, name):
@@ -167,10 +227,9 @@ def _tensor(checkpoint, name):
     Rotary positions turn pairs of numbers in q and k: transformers pairs number i of a head with i + half, llama.cpp's pairs are neighbours.
     """
     tensor = files.read_tensor(checkpoint, name).float().numpy()
-    if name.endswith(("q_proj.weight", "k_proj.weight")):
+    if ".q_proj." in name or ".k_proj." in name:
         heads = read_json(checkpoint, "config.json")["num_attention_heads"]
-        rows, columns = tensor.shape
-        tensor = tensor.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+        tensor = tensor.reshape(heads, 2, len(tensor) // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
     return tensor
 
 

@@ -25,8 +25,8 @@ from helpers import ROOT, kernels, machine, setup
 from helpers.engines import clients
 from helpers.engines import llamacpp as engine
 from helpers.errors import CourseError, UnknownFormatError
+from helpers.loading import library
 from helpers.models import choose
-from helpers.models.catalogue import read_json
 
 HOST = "127.0.0.1"
 PACKAGES = ("transformers", "torch", "xllamacpp", "aiohttp", "fastapi", "uvicorn")
@@ -167,15 +167,16 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
         )
     if step.format not in ("bf16", "fp16", "gptq"):
         raise UnknownFormatError(f"{step.title} is made while loading, and the server loads what is stored: take bf16, fp16 or a GPTQ checkpoint.")
-    config = read_json(choose.bring(step), "config.json")
+    folder = choose.bring(step)
+    config = library.configuration(folder)
     checkpoint = str(Path(step.checkpoint).resolve()) if step.is_folder else step.checkpoint
     dtype = "bfloat16" if device == "cpu" else "float16"  # a T4 has no bfloat16, and a CPU is slow with float16
     options = ["--device", device, "--dtype", dtype]
     if continuous:
         blocks = readers * -(-tokens // PAGE) * 5 // 4  # its scheduler keeps 15 % free
         options += ["--continuous-batching", "--cb-num-blocks", str(blocks), "--cb-max-batch-tokens", "512"]
-    ends = config["eos_token_id"] if isinstance(config["eos_token_id"], list) else [config["eos_token_id"]]
-    no_end = json.dumps({"suppress_tokens": ends, "pad_token_id": ends[0], "bos_token_id": config["bos_token_id"]})
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    no_end = json.dumps(library.undone(folder) | {"suppress_tokens": ends, "pad_token_id": ends[0], "bos_token_id": config.bos_token_id})
     name, kernel = f"transformers, {'continuous batching' if continuous else 'one at a time'}", {}
     if step.format == "gptq" and device != "cpu":
         found = kernels.prepare(step, device)  # compiled before the server starts, where it can be seen

@@ -1,15 +1,14 @@
 """Load a step's model, look into a layer, free the memory again. First used in notebook 01."""
 
 import contextlib
-import logging
 import os
-import re
 import traceback
 import weakref
 from pathlib import Path
 
 from helpers import kernels, machine
 from helpers.errors import CheckpointError, DeviceError, KernelError, NotEnoughMemoryError
+from helpers.loading import library
 from helpers.loading.memory import forget, free_caches, giving_back, holders
 from helpers.machine import quiet
 from helpers.models import choose, files
@@ -55,9 +54,9 @@ def _quantisation(step, plan):
         return "BitsAndBytesConfig", {"load_in_8bit": True} | ({} if step.threshold == 6.0 else {"llm_int8_threshold": step.threshold})
     if step.format == "nf4":
         return "BitsAndBytesConfig", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": step.dtype}
-    if plan is None or not plan.kernel:
+    if plan is None or not plan.kernel and step.quantization.get("backend", "auto") in (None, "auto"):
         return None
-    return "GPTQConfig", {"bits": step.quantization.get("bits", 4), "backend": f"gptq_{plan.kernel}"}
+    return "GPTQConfig", {"bits": step.quantization.get("bits", 4), "backend": f"gptq_{plan.kernel}" if plan.kernel else "auto"}
 
 
 def _configuration(kind, settings):
@@ -121,21 +120,25 @@ def load(step, device=None):
 def _load(step, arguments, before, plan=None):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device, problem, report = _first_device(arguments), None, _Report()
+    device, problem, report = _first_device(arguments), None, library.Report()
     # transformers 5.0 reads 16-bit tensors onto the GPU in four threads, faster than they are quantised on arrival; later ones do not
     one_at_a_time = machine.variable("HF_DEACTIVATE_ASYNC_LOAD", "1", when=step.format in ("int8", "nf4"))
     try:
         with quiet(keep_stderr=True), giving_back(), offline(), one_at_a_time, report:
+            part = "its tokeniser"
             tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
+            part = "its model"
             model = AutoModelForCausalLM.from_pretrained(**arguments)
         if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
             problem = NotEnoughMemoryError("The GPUs together are too small for this model: set TIER=embedded for the small models.")
-    except (ImportError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        problem = machine.out_of_memory(error, device, "loading", report.text) or _why_not(error, step, device, plan, report)
+    except Exception as error:
+        problem = machine.out_of_memory(error, device, "loading", report.text) or _why_not(error, step, device, plan, report, part)
     if problem:  # raised here, where the failed call's variables, and so the half-loaded model, are gone
         model = None
         free_caches()
         raise problem
+    if unused := library.plain(model):
+        print(f"Measured greedily, with a cache and by the library's usual attention; the checkpoint's own settings are not used: {unused}.")
     after = machine.in_use(device)
     parts = (*model.modules(), *model.parameters(), *model.buffers())  # all that can be held by itself
     _loaded.update(parts=[weakref.ref(part) for part in parts], after=after, device=device, bytes=weight_bytes(model))
@@ -145,8 +148,8 @@ def _load(step, arguments, before, plan=None):
     return model, tokenizer
 
 
-def _why_not(error, step, device, plan, report):
-    """The error to raise because loading ``step`` ended in ``error``."""
+def _why_not(error, step, device, plan, report, part):
+    """The error to raise because loading ``step`` ended in ``error``, while ``part`` of it was loaded."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     by_kernel = any("gptqmodel" in Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__))
     if plan is not None and plan.kernel and by_kernel:
@@ -154,37 +157,8 @@ def _why_not(error, step, device, plan, report):
     if isinstance(error, ImportError):
         missing = f"The package {error.name} is missing" if isinstance(error, ModuleNotFoundError) and error.name else "A library cannot be used"
         return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. Run the set-up cell again, or set TIER=embedded.")
-    return CheckpointError(f"{step.checkpoint} cannot be loaded: {report.reason or said}")
-
-
-class _Report(logging.Handler):
-    """Keeps what transformers writes into its log while it loads: it logs why a tensor could not be converted, and raises something else."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.text, self.logger = "", logging.getLogger("transformers.modeling_utils")
-
-    def emit(self, record):
-        self.text += record.getMessage() + "\n"
-
-    @property
-    def reason(self):
-        """The last error in the report, in one line; "" without one."""
-        errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", self.text, flags=re.M)
-        errors = errors or re.findall(r"\| *CONVERSION *\| *(.+)$", self.text, flags=re.M)  # transformers 5.0 leaves the error's class out
-        return errors[-1] if errors else ""
-
-    def __enter__(self):
-        self.before = self.logger.level, self.logger.propagate
-        self.logger.setLevel(logging.WARNING)
-        self.logger.propagate = False
-        self.logger.addHandler(self)
-        return self
-
-    def __exit__(self, *_):
-        self.logger.removeHandler(self)
-        self.logger.setLevel(self.before[0])
-        self.logger.propagate = self.before[1]
+    then = f"check the files of {part} (config.json, tokenizer.json), take another checkpoint, or set TIER=embedded"
+    return library.explained(error, CheckpointError, f"{step.checkpoint} cannot be loaded", then, report.reason)
 
 
 @contextlib.contextmanager
@@ -244,8 +218,12 @@ def layer_table(layer):
 
 
 def _stored(module):
-    """{name: tensor} of what ``module`` stores, without single numbers (bitsandbytes keeps a format mark of one byte a layer)."""
-    return {name: t for name, t in module.state_dict().items() if t.ndim}
+    """{name: tensor} of what ``module`` stores, without single numbers (bitsandbytes keeps a format mark of one byte a layer).
+
+    What two names share, as a head that is the embedding table, is there once.
+    """
+    found = {(t.data_ptr() or name, t.shape): (name, t) for name, t in reversed(module.state_dict().items()) if t.ndim}
+    return dict(reversed(found.values()))
 
 
 def read_tensor(step, name):

@@ -13,6 +13,7 @@ from helpers import ROOT
 from helpers.errors import CheckpointError, UnknownFormatError
 
 CHECKPOINTS = ROOT / "data" / "checkpoints"
+PACKED = (2, 3, 4, 8)  # bits that GPTQ checkpoints have
 FORMATS = {"bf16": "bf16", "fp16": "fp16", "int8": "8-bit", "nf4": "NF4", "gptq": "GPTQ"}  # name in code: name in tables
 LINEARS = (  # of one block, in the order of Shape.linears
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
@@ -35,7 +36,8 @@ class Shape:
     """The sizes in a Llama's ``config.json`` that decide how many bytes it has.
 
     kv_size: width of the keys, and of the values, of one token, where they are narrower than the model: grouped-query attention (Ainslie et
-    al., 2023, https://arxiv.org/abs/2305.13245). tied: whether embedding and output head are one table.
+    al., 2023, https://arxiv.org/abs/2305.13245). tied: whether embedding and output head are one table. biases: numbers that the linear
+    layers of one block add. bits, group_size: of the integers of a GPTQ checkpoint; group_size -1 is one group for a whole row.
     """
 
     hidden_size: int
@@ -44,20 +46,31 @@ class Shape:
     vocab_size: int = 32000
     kv_size: int = 0
     tied: bool = False
+    biases: int = 0
+    bits: int = 4
+    group_size: int = 128
+    NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "num_attention_heads")  # of config.json, none of which may be missing
 
     @classmethod
     def from_config(cls, folder):
-        """Read the shape from ``folder/config.json``. Raises CheckpointError unless it is a Llama's."""
+        """Read the shape from ``folder/config.json``, GPTQ's bits and groups with it. Raises CheckpointError unless it is a Llama's."""
         config = read_json(folder, "config.json")
         if config.get("model_type") != "llama":
             raise CheckpointError(f"{folder} holds a {config.get('model_type')!r} model: this course loads Llama checkpoints only.")
-        heads = config.get("num_attention_heads")
-        if config.get("num_key_value_heads", heads) != heads or config.get("tie_word_embeddings"):
-            raise CheckpointError(f"{folder} has grouped-query attention or a tied head: this course knows Llama-2 7B's and 13B's architecture.")
-        sizes = [config.get(k) for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")]
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
+        *sizes, heads = (config.get(name) for name in cls.NAMES)
+        if not all(isinstance(size, int) and size > 0 for size in (*sizes, heads)):
             raise CheckpointError(f"{folder}/config.json lacks a size of the model: fetch or build the checkpoint again.")
-        return cls(*sizes)
+        if (config.get("num_key_value_heads") or heads) != heads or config.get("tie_word_embeddings"):
+            raise CheckpointError(
+                f"{folder} has grouped-query attention or a tied head: this course knows Llama-2 7B's and 13B's architecture, so take a checkpoint of those."
+            )
+        hidden, intermediate = sizes[:2]
+        if (config.get("head_dim") or hidden // heads) * heads != hidden:
+            raise CheckpointError(
+                f"{folder} has heads that are not {hidden} / {heads} wide: this course knows Llama-2's architecture, so take such a checkpoint."
+            )
+        biases = 4 * hidden * bool(config.get("attention_bias")) + (2 * intermediate + hidden) * bool(config.get("mlp_bias"))
+        return cls(*sizes, biases=biases, **_packing(folder, config.get("quantization_config") or {}))
 
     def linears(self):
         """(in features, out features) of the seven linear layers of one block: q, k, v, o, gate, up, down."""
@@ -71,21 +84,22 @@ class Shape:
 
     @property
     def other_parameters(self):
-        """Embedding table, output head and norms: these stay in 16 bits in all formats."""
-        return (2 - self.tied) * self.vocab_size * self.hidden_size + (2 * self.num_hidden_layers + 1) * self.hidden_size
+        """Embedding table, output head, norms and biases: these stay in 16 bits in all formats."""
+        norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
+        return (2 - self.tied) * self.vocab_size * self.hidden_size + norms + self.num_hidden_layers * self.biases
 
     @property
     def parameters(self):
         """All parameters of the unquantised model."""
         return self.linear_parameters + self.other_parameters
 
-    def weight_bytes(self, format, group_size=128):
-        """Bytes of all tensors in ``format``.
+    def weight_bytes(self, format, group_size=None):
+        """Bytes of all tensors in ``format``; group_size: of GPTQ, by default the shape's own.
 
         bf16, fp16: 2 bytes a parameter. int8 (LLM.int8(), https://arxiv.org/abs/2208.07339): 1 byte a weight and one float32 scale a row.
         nf4 (QLoRA, https://arxiv.org/abs/2305.14314): half a byte a weight and one float32 scale for each 64 weights.
-        gptq (https://arxiv.org/abs/2210.17323, layout of AutoGPTQ): half a byte a weight; for each group of ``group_size`` inputs and
-        each output one float16 scale and a 4-bit zero point; and for each input an int32 group index.
+        gptq (https://arxiv.org/abs/2210.17323, layout of AutoGPTQ): ``bits`` a weight; for each group of ``group_size`` inputs and each
+        output one float16 scale and a zero point of as many bits; and for each input an int32 group index.
         """
         rest = 2 * self.other_parameters
         if format in ("bf16", "fp16"):
@@ -95,7 +109,9 @@ class Shape:
         if format == "nf4":
             return self.linear_parameters // 2 + self.linear_parameters // 64 * 4 + rest
         if format == "gptq":
-            block = sum(n * m // 2 + n // group_size * m * 5 // 2 + 4 * n for n, m in self.linears())
+            group = group_size or self.group_size
+            groups = {n: 1 if group == -1 else -(-n // group) for n, _ in self.linears()}
+            block = sum((n + groups[n]) * m * self.bits // 8 + 2 * groups[n] * m + 4 * n for n, m in self.linears())
             return self.num_hidden_layers * block + rest
         raise UnknownFormatError(f"There is no format {format!r}: choose one of {', '.join(FORMATS)}.")
 
@@ -115,6 +131,25 @@ class Shape:
     def read_bytes(self, format):
         """Bytes that one decoded token must read at least: all but the embedding table, of which it needs one row; a tied one is the head too."""
         return self.weight_bytes(format) - (0 if self.tied else 2 * self.vocab_size * self.hidden_size)
+
+
+def _packing(folder, settings):
+    """{bits, group_size} of a checkpoint's quantization_config ``settings``, {} where it is not GPTQ's. Raises CheckpointError for what nobody can read."""
+    if settings.get("quant_method") != "gptq":
+        return {}
+    bits, group = settings.get("bits"), settings.get("group_size", 128)
+    mixed = [name for name in ("dynamic", "lm_head") if settings.get(name)]
+    if (some := settings.get("modules_in_block_to_quantize")) and {name for names in some for name in names} < set(LINEARS):
+        mixed.append("modules_in_block_to_quantize")
+    if mixed:
+        problem = f"its layers are not all quantised alike ({mixed[0]})"
+    elif type(bits) is not int or bits not in PACKED:
+        problem = f"its bits are {bits!r}, and GPTQ checkpoints that today's libraries read have {', '.join(map(str, PACKED[:-1]))} or {PACKED[-1]}"
+    elif type(group) is not int or group != -1 and group < 1:
+        problem = f"its group_size is {group!r}, which is neither a whole number above 0 nor -1"
+    else:
+        return {"bits": bits, "group_size": group}
+    raise CheckpointError(f"The figures of {folder} cannot be computed, because {problem}: take a GPTQ checkpoint with one setting for all layers.")
 
 
 LLAMA_2 = {"7B": Shape(4096, 11008, 32), "13B": Shape(5120, 13824, 40)}
@@ -158,7 +193,9 @@ class Step:
         model = self.model
         if self.tier in ("embedded", "own"):
             model = Path(self.checkpoint).name.removesuffix("-gptq")
-        return " ".join(filter(None, [model, FORMATS[self.format], self.detail]))
+        return " ".join(filter(None, [model, FORMATS[self.format], self.packing, self.detail]))
+
+    packing = ""  # of a GPTQ checkpoint that is not packed as the article's are; see choose.Chosen
 
 
 STEPS = {

@@ -108,6 +108,15 @@ class Chosen(Step):
         return read_json(self.folder, "config.json").get("quantization_config") or {}
 
     @property
+    def packing(self):
+        """Bits and groups, where a GPTQ checkpoint is not packed as the article's are (4 bits, groups of 128), e.g. "8-bit, g32"; "" otherwise."""
+        here = self.format == "gptq" and (self.is_folder or hub.cached_path(self.checkpoint, "config.json", self.revision))
+        with contextlib.suppress(CheckpointError):  # what cannot be read is said where it is loaded
+            if here and ((shape := self.shape).bits, shape.group_size) != (Shape.bits, Shape.group_size):
+                return f"{shape.bits}-bit, {'one group a row' if shape.group_size == -1 else f'g{shape.group_size}'}"
+        return ""
+
+    @property
     def bytes(self):
         """Bytes of the weights once they are loaded in this step's format."""
         return self.shape.weight_bytes(self.format)
@@ -217,10 +226,10 @@ def _block_times(shape):
 
 def bring(step):
     """Return the folder (Path) of ``step``'s files, complete: one of one's own is checked, the Hub's is fetched. Raises what hub.fetch raises."""
-    if step.is_folder:
-        files.check_folder(step.checkpoint, step.format)
-    else:
+    files.check_format(step.folder, step.format)  # from config.json alone, before gigabytes are fetched
+    if not step.is_folder:
         hub.fetch(step)
+    files.check_folder(step.folder, step.format)
     return step.folder
 
 

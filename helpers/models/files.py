@@ -15,6 +15,7 @@ from helpers import machine
 from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError
 from helpers.models.catalogue import LINEARS, Shape, read_json
 
+NORMS = ("input_layernorm", "post_attention_layernorm")  # of one block
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: which tensor is in which
 
 
@@ -80,44 +81,98 @@ def read_tensor(folder, name):
         return tensors.get_tensor(name)
 
 
+def check_format(folder, format):
+    """Raise CheckpointError unless ``folder/config.json`` is of a Llama whose weights a step of ``format`` can load; return its Shape."""
+    folder = Path(folder)
+    shape, settings = Shape.from_config(folder), read_json(folder, "config.json").get("quantization_config") or {}
+    on_load = any(settings.get(key) for key in ("load_in_8bit", "load_in_4bit", "_load_in_8bit", "_load_in_4bit"))
+    old = not settings and (folder / "quantize_config.json").is_file()
+    method = settings.get("quant_method") or ("bitsandbytes" if on_load else "unnamed" if settings else "gptq" if old else None)
+    if old and format == "gptq":
+        why = (
+            "has its GPTQ settings in quantize_config.json alone, as older programs wrote them, and transformers reads config.json: copy them there, as"
+            ' "quantization_config", and add "quant_method": "gptq" to them'
+        )
+    elif method == (None if format != "gptq" else "gptq"):
+        return shape
+    elif method == "gptq":
+        why = "holds gptq weights: this step needs unquantised ones, and steps 3 and 4 load GPTQ"
+    elif method:
+        makes = " (step 1 makes 8 bits of it while it loads, nf4 makes 4)" if method == "bitsandbytes" else ""
+        why = f"holds {method} weights, which no step loads: take the unquantised checkpoint that they were made from{makes}, or a GPTQ one with step 3"
+    else:
+        why = "holds unquantised weights: this step needs GPTQ ones, and steps 1 and 2 load unquantised ones"
+    raise CheckpointError(f"{folder} {why}.")
+
+
 def check_folder(folder, format):
     """Raise CheckpointError unless ``folder`` holds a complete Llama checkpoint in ``format`` (int8 is made from bf16 files).
 
-    Only the safetensors headers are read: every shard must be there, none cut off, and no layer missing.
+    Only the safetensors headers are read: every shard must be there, none cut off, no layer missing, and GPTQ's integers packed as config.json says.
     """
-    folder = Path(folder)
-    shape = Shape.from_config(folder)
-    quantised = (read_json(folder, "config.json").get("quantization_config") or {}).get("quant_method")
-    if (quantised == "gptq") != (format == "gptq") or quantised not in (None, "gptq"):
-        wanted = "GPTQ" if format == "gptq" else "unquantised"
-        raise CheckpointError(f"{folder} holds {quantised or 'unquantised'} weights: this step needs {wanted} ones.")
-    weight_map = {"": "model.safetensors"}
+    folder, shape = Path(folder), check_format(folder, format)
+    found = tensors(folder)
+    weight, config = "qweight" if format == "gptq" else "weight", read_json(folder, "config.json")
+    with_bias = [name for name in LINEARS if config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias")]
+    matrices = [f"{name}.{weight}" for name in LINEARS]
+    small = [f"{name}.weight" for name in NORMS] + [f"{name}.bias" for name in with_bias]
+    for outside, inside in (({"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}, matrices), (set(), small)):
+        wanted = outside | {f"model.layers.{n}.{part}" for n in range(shape.num_hidden_layers) for part in inside}
+        if missing := sorted(wanted - set(found)):
+            raise CheckpointError(f"{folder} lacks {len(missing)} tensors, {missing[0]} for one: fetch or build the checkpoint again.")
+    for name, (inputs, outputs) in zip(LINEARS, shape.linears()) if format == "gptq" else ():
+        groups = 1 if shape.group_size == -1 else -(-inputs // shape.group_size)
+        for part, size in {"qweight": (inputs * shape.bits // 32, outputs), "scales": (groups, outputs)}.items():
+            for n in range(shape.num_hidden_layers):
+                if (there := found.get(f"model.layers.{n}.{name}.{part}")) != size:
+                    raise CheckpointError(
+                        f"{folder} says {shape.bits} bits in groups of {shape.group_size}, and model.layers.{n}.{name}.{part} is of shape {there} in place of"
+                        f" {size}: correct quantization_config in its config.json, or fetch the checkpoint again."
+                    )
+
+
+def tensors(folder):
+    """Return {name: shape} of all tensors in a checkpoint's files, from their headers. Raises CheckpointError if a file is missing, cut off or damaged."""
+    folder, found = Path(folder), {}
+    for name in _shards(folder):
+        shard = folder / name
+        if not shard.is_file():
+            raise CheckpointError(f"{folder} lacks {name}: fetch or build the checkpoint again.")
+        shapes = _tensor_shapes(shard)
+        if shapes is None:
+            raise CheckpointError(f"{shard} is cut off or damaged ({shard.stat().st_size:,} bytes): fetch or build the checkpoint again.")
+        found.update(shapes)
+    return found
+
+
+def _shards(folder):
+    """The names of a checkpoint's files of weights. Raises CheckpointError, which says what the folder has instead."""
     if (folder / INDEX).is_file():
         weight_map = read_json(folder, INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{folder} has no usable {INDEX}: fetch or build the checkpoint again.")
-    found = set()
-    for name in sorted(set(weight_map.values())):
-        shard = folder / name
-        if not shard.is_file():
-            raise CheckpointError(f"{folder} lacks {name}: fetch or build the checkpoint again.")
-        tensors = _tensor_names(shard)
-        if tensors is None:
-            raise CheckpointError(f"{shard} is cut off or damaged ({shard.stat().st_size:,} bytes): fetch or build the checkpoint again.")
-        found.update(tensors)
-    weight = "qweight" if format == "gptq" else "weight"
-    wanted = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-    wanted |= {f"model.layers.{n}.{linear}.{weight}" for n in range(shape.num_hidden_layers) for linear in LINEARS}
-    if missing := sorted(wanted - found):
-        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, {missing[0]} for one: fetch or build the checkpoint again.")
+        return sorted(set(weight_map.values()))
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+    if len(others) == 1 and others[0].endswith(".safetensors"):
+        raise CheckpointError(f"{folder} has its weights in {others[0]}, and transformers looks for model.safetensors: give a copy of the file that name.")
+    if any(name.endswith(".safetensors") for name in others):
+        raise CheckpointError(f"{folder} lacks model.safetensors, and {INDEX}, which says what is in its other files: fetch the checkpoint again.")
+    if others:
+        raise CheckpointError(
+            f"{folder} lacks model.safetensors: its weights are in {others[0]}, and the course reads safetensors files only. Take a checkpoint that has them,"
+            " or load this one with transformers and write it with save_pretrained."
+        )
+    raise CheckpointError(f"{folder} lacks model.safetensors: fetch or build the checkpoint again.")
 
 
-def _tensor_names(shard):
-    """Names in a safetensors file, or None if it has none, or not exactly the length that its header announces. The weights are not read."""
+def _tensor_shapes(shard):
+    """{name: shape} of a safetensors file, or None if it has none, or not exactly the length that its header announces. The weights are not read."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(shard, framework="np") as tensors:
-            return list(tensors.keys()) or None
+        with safe_open(shard, framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} or None
     except (SafetensorError, OSError):
         return None

@@ -138,7 +138,7 @@ def _gptq_linear(inputs, outputs, random):
 
 def _config(shape, format):
     """The embedded models' configuration, with the sizes of ``shape``; heads are 128 wide."""
-    sizes = {name: value for name, value in vars(shape).items() if name not in ("kv_size", "tied")}
+    sizes = {name: getattr(shape, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
     heads = dict.fromkeys(("num_attention_heads", "num_key_value_heads"), shape.hidden_size // 128)
     return (
         read_json(CHECKPOINTS / ("small-gptq" if format == "gptq" else "small"), "config.json")

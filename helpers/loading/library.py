@@ -1,0 +1,208 @@
+"""What the course asks of transformers, and what it says where a library fails on a checkpoint or a text of the reader's. First used in notebook 01."""
+
+import contextlib
+import logging
+import re
+import traceback
+from pathlib import Path
+
+from helpers import ROOT
+from helpers.errors import CheckpointError, CourseError, NotFiniteError, PromptError
+
+FAILED = ("generate failed", "restart the kernel and load the model again, by another GPTQ kernel if it is one, or set TIER=embedded")
+NOT_NAMED = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config")
+
+
+def greedy(model, tokenizer, new_tokens, **options):
+    """Return the GenerationConfig of ``new_tokens`` new tokens, greedily, and what of ``options`` is not a part of one.
+
+    All that affects time and text is the course's; of the checkpoint's own settings only the end of text is taken, which is kept away.
+    """
+    from transformers import GenerationConfig
+
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return settings, settings.update(**options)
+
+
+def plain(model):
+    """Take what slows each pass out of ``model``'s configuration; return the settings of its checkpoint that no measurement uses, in words."""
+    own = {name: value for name, (value, _) in _unusual(model.generation_config).items()}
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(model.config, name, False):
+            own[name] = True
+            setattr(model.config, name, False)
+    if (attention := model.config._attn_implementation) != "sdpa":
+        own["attn_implementation"] = attention
+        model.set_attn_implementation("sdpa")
+    return ", ".join(f"{name} {value}" for name, value in own.items())
+
+
+def undone(folder):
+    """Return {setting: its usual value} for all that generation_config.json in ``folder`` sets otherwise.
+
+    For a server, which takes from there what a request leaves open. Raises CheckpointError for a setting that no request can take back.
+    """
+    from transformers import GenerationConfig
+
+    if not (Path(folder) / "generation_config.json").is_file():
+        return {}
+    unusual = _unusual(GenerationConfig.from_pretrained(folder))
+    if stays := [f"{name} to {value}" for name, (value, usual) in unusual.items() if usual is None]:
+        raise CheckpointError(f"{folder}/generation_config.json sets {stays[0]}, which a server uses in each answer: take it out in a copy of the folder.")
+    return {name: usual for name, (_, usual) in unusual.items()}
+
+
+def _unusual(settings):
+    """{name: (value, usual value)} of what a GenerationConfig sets otherwise than the library does; newer ones say None for most of the usual."""
+    from transformers import GenerationConfig
+
+    usual = GenerationConfig().to_dict() | {"use_cache": True} | getattr(GenerationConfig, "_get_default_generation_params", dict)()
+    own = {name: (value, usual.get(name)) for name, value in settings.to_dict().items() if name not in NOT_NAMED}
+    return {name: (value, like) for name, (value, like) in own.items() if value is not None and value != like and (value is not False or like)}
+
+
+class _Found(Exception):
+    """A layer whose output is not finite: the rest of the pass need not be computed."""
+
+
+def check_finite(model, ids, surely=False):
+    """Raise NotFiniteError if a layer of ``model`` computes what is no finite number from ``ids``, shape (batch, tokens); it names the first such layer.
+
+    One pass, with a look at the output of each layer: so it comes after what is timed, never before a first call. surely: something was not finite.
+    """
+    import torch
+
+    found = []
+
+    def look(name, module, output):
+        output = output[0] if isinstance(output, tuple) else output
+        if isinstance(output, torch.Tensor) and output.is_floating_point() and not output.isfinite().all():
+            found.append((name, module))
+            raise _Found
+
+    handles = [module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output)) for name, module in model.named_modules() if name]
+    try:
+        with contextlib.suppress(_Found), torch.no_grad():
+            model(ids, use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found and not surely:
+        return
+    name, module = found[0] if found else ("The model", model)
+    dtype = str(model.dtype).removeprefix("torch.")
+    if any(part.isnan().any() for part in (*module.parameters(), *module.buffers()) if part.is_floating_point()):
+        problem = "has weights that are no numbers (NaN): fetch or build the checkpoint again"
+    elif dtype == "float16":
+        problem = (
+            "overflows: float16 ends at 65,504, and it computes more from this prompt. Take bfloat16 (step 2, or dtype='bfloat16' of the step) or"
+            " float32, or for GPTQ a kernel whose sums have 32 bits"
+        )
+    else:
+        problem = f"computes numbers that are not finite in {dtype} from this prompt: take float32, or another checkpoint"
+    raise NotFiniteError(f"{name} ({type(module).__name__}) {problem}. Nothing is measured on this model.")
+
+
+def explained(error, kind, what, then, reason=""):
+    """Return ``error``, which a library raised, as a ``kind`` of CourseError: what failed, the library's own words, what to do ``then``.
+
+    reason: better words than its own first line. An error of the course's own code is raised as it is: it must not look like the reader's.
+    """
+    if isinstance(error, CourseError) or Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(ROOT / "helpers"):
+        raise error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = (reason or (lines[0] if lines else "")).rstrip(".:")
+    name = "" if reason or isinstance(error, (OSError, ValueError, RuntimeError)) and words else f"{type(error).__name__}{': ' * bool(words)}"
+    return kind(f"{what}: {name}{words}. What to do: {then}.")
+
+
+def configuration(folder):
+    """Return transformers' configuration of the checkpoint in ``folder``, with its defaults for what config.json leaves out. Raises CheckpointError."""
+    return _read("AutoConfig", folder, "config.json")
+
+
+def tokeniser(folder):
+    """Return transformers' tokeniser of the checkpoint in ``folder``. Raises CheckpointError."""
+    return _read("AutoTokenizer", folder, "the tokeniser's files")
+
+
+def _read(loader, folder, files):
+    import transformers
+
+    try:
+        return getattr(transformers, loader).from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        problem = explained(error, CheckpointError, f"{folder} cannot be loaded", f"correct {files}, or take another checkpoint")
+    raise problem
+
+
+def encode(tokenizer, text, special=True, **how):
+    """Return the token ids (list of int) of ``text``; special: with what the tokeniser puts around it; how: as for a tokeniser. Raises PromptError."""
+    try:
+        text.encode("utf-8")
+        return tokenizer(text, add_special_tokens=special, **how).input_ids
+    except UnicodeEncodeError as error:
+        problem = PromptError(
+            f"The text has half of a character ({text[error.start]!r}) at place {error.start + 1}: write the whole character, or leave it out."
+        )
+    except Exception as error:
+        problem = explained(error, PromptError, "The tokeniser cannot read this text", "give a text (str) in one piece, or another checkpoint's tokeniser")
+    raise problem
+
+
+def begin(tokenizer):
+    """Return the id of the token that begins a text. Raises PromptError where the tokeniser has none."""
+    if tokenizer.bos_token_id is None:
+        raise PromptError("This tokeniser has no begin-of-sequence token, which this prompt starts with: set bos_token in its tokenizer_config.json.")
+    return tokenizer.bos_token_id
+
+
+def check_ids(model, ids):
+    """Raise PromptError unless all of ``ids`` (a tensor) are rows of ``model``'s embedding table."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if ids.is_floating_point() or ids.min() < 0 or ids.max() >= rows:
+        worst = ids.max() if ids.max() >= rows else ids.min()
+        raise PromptError(
+            f"The prompt has a token with the id {worst.item()}, and the model's embedding table ends at {rows - 1}: leave the token that was added to this"
+            " tokeniser out of the text, or take the tokeniser of this model."
+        )
+
+
+class Report(logging.Handler):
+    """Keeps what transformers writes into its log while it loads: it logs why a tensor could not be converted, and raises something else."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.text, self.logger = "", logging.getLogger("transformers.modeling_utils")
+
+    def emit(self, record):
+        self.text += record.getMessage() + "\n"
+
+    @property
+    def reason(self):
+        """The last error in the report, in one line; "" without one."""
+        errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", self.text, flags=re.M)
+        errors = errors or re.findall(r"\| *CONVERSION *\| *(.+)$", self.text, flags=re.M)  # transformers 5.0 leaves the error's class out
+        return errors[-1] if errors else ""
+
+    def __enter__(self):
+        self.before = self.logger.level, self.logger.propagate
+        self.logger.setLevel(logging.WARNING)
+        self.logger.propagate = False
+        self.logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_):
+        self.logger.removeHandler(self)
+        self.logger.setLevel(self.before[0])
+        self.logger.propagate = self.before[1]
