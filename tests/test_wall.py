@@ -55,7 +55,7 @@ def participants():
 
 
 def verdict(before, after, key):
-    """(change in per cent, falls, does not, can't tell) by the rules of notebooks 05 and 09, written again: five per cent, the spread of the repeats, who was busy."""
+    """(change in per cent, what it does, noise) by the rules of notebooks 05 and 09, written again: 5 %, the spread of the repeats, who was busy."""
     spreads = []
     for row in (before, after):
         low, middle, high = numpy.percentile([call["wall"] for call in row["warm"]], [25, 50, 75])
@@ -64,8 +64,8 @@ def verdict(before, after, key):
     busy = max(before["cold_others_cores"] or 0, after["cold_others_cores"] or 0) > 0.3
     noise = max(5, *spreads)
     if busy or noise > 10:  # repeats that differ by more than a tenth stand under no verdict
-        return change, "can't tell"
-    return change, "falls" if change < -noise else "does not fall" if change > noise or noise == 5 else "can't tell"
+        return change, "can't tell", 10**9
+    return change, "falls" if change < -noise else "does not fall" if change > noise or noise == 5 else "can't tell", noise
 
 
 def test_every_ledger_counts_once(page_of_30):
@@ -98,12 +98,12 @@ def test_the_articles_changes_are_counted_right(page_of_30, title, which):
         both = [[row for row in own if row["step"] == int(step)] for own in rows for step in (first, last)]
         pairs = [(a[0], b[0]) for a, b in zip(both[::2], both[1::2]) if a and b]
         found = [verdict(*pair, ENDS[what]) for pair in pairs]
-        counts = Counter(verdict for _, verdict in found)
+        counts = Counter(verdict for _, verdict, _ in found)
         assert [line[key] for key in ("falls", "does not fall", "can't tell")] == [counts[key] for key in ("falls", "does not fall", "can't tell")], name
-        assert line["median here"] == f"{median(change for change, _ in found):+.0f} %"
+        assert line["median here"] == f"{median(change for change, *_ in found):+.0f} %"
         stated = {"12cpu_total_s": -75.8, "12": -71.3, "23cpu_total_s": -14.4, "23": -7.9, "14cpu_total_s": -81.4, "14": -80.4}
         limit = stated[first + last + ("cpu_total_s" if what == "CPU total" else "")] + 5
-        assert line["falls by as much"] == sum(verdict == "falls" and change < limit for change, verdict in found), name
+        assert line["falls by as much"] == sum((1 + change / 100) * (1 + noise / 100) <= 1 + limit / 100 for change, _, noise in found), name
     assert (table["can't tell"] >= (5 if which else 0)).all()
 
 
@@ -394,6 +394,10 @@ def test_in_a_browser(browser, tmp_path, times):
             view.evaluate("[document.activeElement.className || document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle]")
         )
     assert [name for name, _ in reached].count("scroll") == len(tables(built)) and {style for _, style in reached} == {"solid"}
-    view.keyboard.press("ArrowRight")
-    view.wait_for_function("document.activeElement.scrollLeft > 0")
+    for _ in range(50):  # a machine under load scrolls late
+        view.keyboard.press("ArrowRight")
+        view.wait_for_timeout(100)
+        if moved := view.evaluate("document.activeElement.scrollLeft"):
+            break
+    assert moved > 0
     view.close()

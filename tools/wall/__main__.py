@@ -58,13 +58,12 @@ def show_claims(page, found, title):
     table, lines, said = {}, {}, {}
     for name, words, own, verdicts in found:
         if verdicts:
-            counts = Counter(verdict for _, verdict in verdicts)
-            low, middle, high = map(percent, middle_half([ratio for ratio, _ in verdicts]))
-            large = sum(verdict == FALLS and ratio <= own + ledger.NOISE / 100 for ratio, verdict in verdicts)
-            so = decided(counts[FALLS], counts[NOT]), decided(large, counts[FALLS] + counts[NOT] - large)
-            table[name] = [words or "not measured", middle, f"{low} to {high}", counts[FALLS], counts[NOT], counts[UNKNOWN], large, *so]
+            counts, much = (Counter(found[place] for found in verdicts) for place in (1, 2))
+            low, middle, high = map(percent, middle_half([ratio for ratio, *_ in verdicts]))
+            so = decided(counts[FALLS], counts[NOT]), decided(much[True], much[False])
+            table[name] = [words or "not measured", middle, f"{low} to {high}", counts[FALLS], counts[NOT], counts[UNKNOWN], much[True], *so]
             label = name.replace(", ", "\n")
-            lines[label], said[label] = verdicts, words and own
+            lines[label], said[label] = [found[:2] for found in verdicts], words and own
     if not table:
         page.say("No machine has both steps of one of them.")
         return
@@ -78,7 +77,7 @@ def show_claims(page, found, title):
     page.table(f"The article's changes ({title})", frame)
     page.say(
         f"A change counts where it is larger than {ledger.NOISE} % and than the machine's own noise; a machine whose rows are too noisy can't tell. By as much"
-        f" means: at most {ledger.NOISE} points short of the article's figure. The last two columns are the class's: a sign test of the machines that can tell, at"
+        f" means: no more than {ledger.NOISE} points short of the article's figure, for sure. The last two columns are the class's: a sign test of the machines that can tell, at"
         f" {100 * CHANCE:.0f} %. Warm calls are held against the article's first calls, for it measured no others; a fall in first calls only is start-up."
     )
 

@@ -33,18 +33,19 @@ class Place:
     def figure(self, step, key):
         """(the median of the step's figure ``key``, the mark of its rows or ""), of undisturbed rows where there are any; (None, "") without one."""
         rows = [row for row in self.steps.get(step, ()) if row.get(key)]
-        calm = [row for row in rows if not ledger.disturbed(row, key)]
-        return (median(row[key] for row in calm or rows), "" if calm else ledger.mark(rows[-1], key)) if rows else (None, "")
+        calm = any(not ledger.disturbed(row, key) for row in rows)
+        return (ledger.middle(rows, key), "" if calm else ledger.mark(rows[-1], key)) if rows else (None, "")
 
-    def verdict(self, before, after, quantity):
-        """(ratio of the figure ``quantity`` of step ``after`` to that of ``before``, FALLS, NOT or UNKNOWN); None if one is missing."""
+    def verdict(self, before, after, quantity, stated):
+        """(ratio of the figure ``quantity`` of step ``after`` to that of ``before``, FALLS, NOT or UNKNOWN, whether by as much as ``stated`` per cent).
+
+        The last as ledger.Difference.below; None if a step is missing.
+        """
         both = [[row for row in self.steps.get(step, ()) if row.get(quantity)] for step in (before, after)]
         if not all(both):
             return None
-        percent, noise, _ = ledger.difference(*both, quantity)
-        if percent < -noise:
-            return 1 + percent / 100, FALLS
-        return 1 + percent / 100, NOT if percent > noise or noise <= ledger.NOISE else UNKNOWN
+        found = ledger.difference(*both, quantity)
+        return 1 + found.percent / 100, {-1: FALLS, None: UNKNOWN}.get(found.sign, NOT), found.below(stated + ledger.NOISE)
 
 
 def places(ledgers):
@@ -116,7 +117,7 @@ def percent(ratio):
 
 
 def claims(group):
-    """Return [(what, the article's words, its ratio, [(ratio, verdict) of each place that has both steps])], the article's changes in order.
+    """Return [(what, the article's words, its ratio, [Place.verdict of each place that has both steps])], the article's changes in order.
 
     Each change of wall time is followed by that of warm calls, which the article did not measure: its words are "" then.
     """
@@ -127,7 +128,7 @@ def claims(group):
         said = f"{claim['stated']:+g} {claim['unit']}" + (f" ({percent(own)})" if claim["unit"] == "s" else "")
         name = f"{QUANTITIES[key]}, step {ends[0]} to {ends[1]}"
         for quantity in (key, "warm_wall_s")[: 1 + (key == "wall_s")]:
-            verdicts = [verdict for place in group if (verdict := place.verdict(*ends, quantity))]
+            verdicts = [verdict for place in group if (verdict := place.verdict(*ends, quantity, 100 * (own - 1)))]
             found.append((name, said, own, verdicts) if quantity == key else (f"warm {name}", "", own, verdicts))
     return found
 
