@@ -316,7 +316,6 @@ def work(job):
 
     Besides, engine_tpot_s: a token by llama.cpp's own clock, the median of the last calls.
     """
-
     own, new_tokens = [], job.get("new_tokens", NEW_TOKENS)
 
     def begin():
@@ -330,7 +329,7 @@ def work(job):
         ids = tokenise(server, PROMPT)
         return decode, ids, lambda new: detokenise(server, new)
 
-    found = timed.work(begin, job["threads"], new_tokens)
+    found = timed.work("xllamacpp", begin, job["threads"], new_tokens)
     return found | {"more": found["more"] | {"engine_tpot_s": median(own[-REPEATS:])}}
 
 

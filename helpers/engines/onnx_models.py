@@ -99,7 +99,7 @@ def work(job):
         model = load(job["folder"], job["threads"])
         return lambda count, arrived: answer(model, job["ids"], count, arrived), job["ids"], lambda new: ""
 
-    return timed.work(begin, job["threads"], job.get("new_tokens", NEW_TOKENS))
+    return timed.work("onnxruntime_genai", begin, job["threads"], job.get("new_tokens", NEW_TOKENS))
 
 
 def logits(model, ids):

@@ -6,6 +6,7 @@ First used in notebook 11.
 import sys
 import time
 from dataclasses import asdict, replace
+from importlib import import_module
 
 from helpers import ROOT, ledger, limits, machine, plots, process
 from helpers.errors import TokenCountError
@@ -55,14 +56,15 @@ def measure(answer, ids, decode, repeats=REPEATS, new_tokens=NEW_TOKENS):
     return Timing(cold, warm, PROMPT, len(ids), new_tokens, decode(new), peak_rss=machine.peak_rss(), token_ids=new, load=load.figures())
 
 
-def work(load, threads, new_tokens=NEW_TOKENS):
+def work(library, load, threads, new_tokens=NEW_TOKENS):
     """Load an engine in this process, measure it, and return what ``apart`` reads, with JSON's types only.
 
-    load: a function that returns what ``measure`` wants, (answer, ids, decode). Import the engine's library before: what the process grows by
-    from here on counts as its weights.
+    library: name of the engine's module, which is imported first: only what the process grows by after that counts as weights. load: a function
+    that returns what ``measure`` wants, (answer, ids, decode).
     """
     import psutil
 
+    import_module(library)
     before = psutil.Process().memory_info().rss
     result = measure(*load(), new_tokens=new_tokens)
     more = {"resident_bytes": psutil.Process().memory_info().rss - before, "beside_torch": "torch" in sys.modules}
