@@ -179,6 +179,19 @@ def rows():
     return step, other
 
 
+def test_the_memory_is_looked_at_while_the_engine_holds_its_weights():
+    def load():
+        weights = b"x" * 2**26
+
+        def answer(count, arrived):
+            arrived()
+            return [weights[0]] * count
+
+        return answer, [1], str
+
+    assert 2**26 <= timed.work("json", load, 1)["more"]["resident_bytes"] < 2**27
+
+
 def test_a_row_that_cannot_be_is_refused(measured, tmp_path, monkeypatch):
     """One check for every engine: more than a tenth faster than its bytes can be read, or with fewer bytes in the memory than it reads."""
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
