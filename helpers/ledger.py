@@ -21,7 +21,7 @@ from helpers.models import choose
 from helpers.models.catalogue import STEPS, VARIANTS
 from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
-from helpers.timing import NEW_TOKENS, PROMPT, UNSTEADY, Call, measure, seconds, spread
+from helpers.timing import NEW_TOKENS, PROMPT, UNSTEADY, Call, iqr, measure, seconds, spread
 
 SCHEMA = 1
 LOST = 0.1  # of a core: what a row's threads may lack
@@ -29,6 +29,7 @@ SURE = 0.9  # of the floor: the best of two bandwidths measured in one minute di
 LOOKS = 3  # bandwidths that are measured before a row is refused: beside other programs one comes out too low, and the floor too high
 SETTINGS = ("bits", "group_size", "desc_act", "sym", "checkpoint_format")  # of a GPTQ checkpoint, as a row keeps them
 NOISE = 5  # per cent: a smaller change counts as none
+MANY = 5  # rows of a step: from so many on, one that lies apart is no noise
 COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the first call
 WARM = {"tpot_s": "tpot", "warm_ttft_s": "ttft", "warm_cpu_total_s": "cpu_total"}  # of the warm calls: what of a call; all others their wall time
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
@@ -315,8 +316,8 @@ def difference(before, after, key, after_key=None):
     """Return the Difference of the figure ``key`` from rows ``before`` to rows ``after`` (there ``after_key``, if it is another).
 
     before, after: all rows of a step on one machine, at least one each; their ``middle`` is compared. The noise is how far the rows of one side
-    lie apart, at least the interquartile range of their warm calls and NOISE; it has no end where only disturbed rows are there. A change that
-    is not larger than the noise is none. First used in notebook 05.
+    lie apart (of MANY rows, the interquartile range, so that measuring again heals), at least that range of their warm calls and NOISE; it has no
+    end where only disturbed rows are there. A change that is not larger than the noise is none. First used in notebook 05.
     """
     middles, noise, why = [], NOISE, ""
     for rows, name in ((before, key), (after, after_key or key)):
@@ -324,7 +325,8 @@ def difference(before, after, key, after_key=None):
         if trouble := disturbed(calm[-1], name):
             noise, why = inf, ": ".join(filter(None, (calm[-1].get("title"), trouble)))
         values, center = [_value(row, name) for row in calm], middle(rows, name)
-        noise = max(noise, 100 * (max(values) - min(values)) / center, *(100 * _spread(row, name) for row in calm))
+        apart = iqr(values) if len(values) >= MANY else max(values) - min(values)
+        noise = max(noise, 100 * apart / center, *(100 * _spread(row, name) for row in calm))
         middles.append(center)
     why = why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
     return Difference(100 * (middles[1] - middles[0]) / middles[0], noise, why)

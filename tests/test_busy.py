@@ -118,6 +118,13 @@ def test_a_difference_must_be_larger_than_the_noise():
     assert ledger.difference([row(STEADY)], [loud, row(STEADY)], "warm_wall_s")[:2] == (0, ledger.NOISE), "a calm row counts in place of a disturbed one"
 
 
+def test_measuring_again_heals():
+    """One of five rows lies apart: their interquartile range is that of the other four."""
+    torn = [row(STEADY), row([5.0] * 3)]
+    assert ledger.difference(torn, [row([0.5] * 3)], "warm_wall_s").sign is None
+    assert ledger.difference([*torn, *[row(STEADY)] * 3], [row([0.5] * 3)], "warm_wall_s")[:2] == (pytest.approx(100 * (0.5 / 1.01 - 1)), ledger.NOISE)
+
+
 def test_the_noise_is_that_of_the_quantity_compared():
     """Repeats whose wall time is steady and whose first token comes at very different times."""
     calls = [vars(Call(1.0, 0.0, 1.0, ttft, 15)) for ttft in (0.1, 0.2, 0.3)]
