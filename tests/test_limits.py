@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 from support.book import cells, functions
 
-from helpers import ROOT, ledger, limits, timing
+from helpers import ROOT, ledger, limits, machine, timing
 from helpers.article import published
 from helpers.machine import speed
 from helpers.models import catalogue, choose
@@ -289,6 +289,12 @@ def test_bandwidth_leaves_the_threads_as_they_were():
     before = torch.get_num_threads()
     assert limits.bandwidth("cpu", 2**22) > 1e8  # slower than any memory of this century
     assert torch.get_num_threads() == before
+
+
+def test_bandwidth_gives_its_buffer_back():
+    before = machine.in_use("cpu")
+    limits.bandwidth("cpu", 2**29)
+    assert machine.in_use("cpu") < before + 2**27
 
 
 def test_bandwidth_of_a_device_that_is_not_there():

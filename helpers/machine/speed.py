@@ -35,7 +35,8 @@ def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
     finally:
         torch.set_num_threads(threads)
         del buffer
-        free_caches()
+        if on_gpu:  # a CPU's buffer has gone back by now, and looking for garbage takes as long as reading
+            free_caches()
 
 
 def flops(device=None, dtype=None, clock=time.perf_counter):
@@ -47,12 +48,14 @@ def flops(device=None, dtype=None, clock=time.perf_counter):
     import torch
 
     device = machine.get_device(device)
+    on_gpu = device.startswith("cuda")
     threads, rates = torch.get_num_threads(), []
-    for side in (4096,) if device.startswith("cuda") else (512, 1024):  # the small one for busy machines, the large one for many cores
+    for side in (4096,) if on_gpu else (512, 1024):  # the small one for busy machines, the large one for many cores
         a, b = (torch.ones(side, side, device=device, dtype=dtype or torch.bfloat16) for _ in range(2))
         rates.append(_fastest([lambda a=a, b=b: a @ b], 2 * side**3, device, clock, threads, BUDGET / 2))
     del a, b
-    free_caches()
+    if on_gpu:
+        free_caches()
     return max(rates)
 
 
