@@ -286,9 +286,8 @@ LEAKS = [
 
 
 @pytest.fixture(scope="module")
-def plain():
-    model, tokenizer = loading.load(choose.get_step(2))
-    return timing.generate_once(model, tokenizer, new_tokens=12)[1]
+def plain(models):
+    return timing.generate_once(*models[2][1:], new_tokens=12)[1]
 
 
 @pytest.mark.parametrize("leak", LEAKS, ids=lambda leak: "-".join(leak))
@@ -435,20 +434,21 @@ def test_errors_of_libraries_are_one_sentence(small, tmp_path):
     fails(lambda: quality.encode(tokenizer, ["a"]), "no begin-of-sequence token", kind=PromptError)
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("x"), TypeError("y\nz"), RuntimeError("CUDA error: device-side assert"), IndexError(), AssertionError("?"), OSError("w")]
-)
-def test_whatever_a_library_raises_while_generating(plain, monkeypatch, error):
-    """With frames of the library; an error in the course's own frame stays what it is."""
-    model, tokenizer = loading.load(choose.get_step(2))
-    place = {}
-    exec(compile("def generate(*_, **__): raise error", transformers.__file__, "exec"), {"error": error}, place)
-    monkeypatch.setattr(model, "generate", place["generate"])
-    fails(lambda: timing.generate_once(model, tokenizer, new_tokens=2), "generate failed: ", "What to do: restart the kernel", kind=LibraryError)
-    exec(compile("def generate(*_, **__): raise error", timing.__file__, "exec"), {"error": error}, place)
-    monkeypatch.setattr(model, "generate", place["generate"])
-    with pytest.raises(type(error)):
-        timing.generate_once(model, tokenizer, new_tokens=2)
+@pytest.mark.parametrize("kind", [KeyError, TypeError, RuntimeError, IndexError, AssertionError, OSError])
+@pytest.mark.parametrize("words", [(), ("CUDA error: device-side assert\nand more",)])
+def test_whatever_a_library_raises_while_generating(models, monkeypatch, kind, words):
+    """With frames of the library; an error in the course's own frame stays what it is. The model stays usable."""
+    _, model, tokenizer = models[2]
+    for file, expected in ((transformers.__file__, LibraryError), (timing.__file__, kind)):
+        place = {}
+        exec(compile("def generate(*_, **__): raise kind(*words)", file, "exec"), {"kind": kind, "words": words}, place)
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "generate", place["generate"])
+            with pytest.raises(expected) as error:
+                timing.generate_once(model, tokenizer, new_tokens=2)
+        if expected is LibraryError:
+            assert str(error.value).startswith("generate failed: ") and "What to do: restart the kernel" in str(error.value) and "\n" not in str(error.value)
+    assert len(timing.generate_once(model, tokenizer, new_tokens=2)[1]) == 2
 
 
 OLD = {

@@ -19,6 +19,7 @@ from helpers.errors import CheckpointError, PromptError
 from helpers.models import choose, files
 from helpers.timing import NEW_TOKENS
 
+GROUPS, BITS = (16, 32, 64, 128, 256), (4, 8)  # of GPTQ's integers, tried against the same weights unpacked by hand
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "onnx")
 READY = "genai_config.json"  # the file that the builder writes last
 
@@ -30,6 +31,8 @@ def export(step, precision, name=None, **options):
     is newer than the checkpoint is used again. Raises CheckpointError, or NotEnoughMemoryError.
     """
     source = choose.bring(step)
+    if step.format == "gptq":
+        _check_integers(step, source)
     folder = setup.results_dir() / "onnx" / (name or f"{source.name}-{precision}")
     with files.whole(folder, unless=lambda: files.newer(folder / READY, source)) as partial:
         if partial:
@@ -41,6 +44,16 @@ def export(step, precision, name=None, **options):
                 raise CheckpointError(f"{source} could not be written as ONNX ({problem}): check that memory and disk have room for three times its size.")
             shutil.rmtree(partial / "cache", ignore_errors=True)
     return folder
+
+
+def _check_integers(step, source):
+    """Raise CheckpointError for GPTQ integers that the builder reads as something else, or ONNX Runtime cannot compute."""
+    layout, shape = step.quantization.get("checkpoint_format") or step.quantization.get("format") or "gptq", step.shape
+    problem = "" if layout == "gptq" else f"it takes zero points of layout v1, and these are of layout {layout}"
+    problem = problem or ("" if shape.group_size in GROUPS else f"it computes groups of {', '.join(map(str, GROUPS))}, and these are of {shape.group_size}")
+    problem = problem or ("" if shape.bits in BITS else f"it computes integers of {' or '.join(map(str, BITS))} bits, and these have {shape.bits}")
+    if problem:
+        raise CheckpointError(f"{source} cannot be written as ONNX ({problem}): take another GPTQ checkpoint, or step 2, which it quantises itself.")
 
 
 def _build(words):
