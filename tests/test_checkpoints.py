@@ -498,7 +498,7 @@ def test_a_server_gets_the_usual_settings_with_each_request(small, monkeypatch):
     fails(lambda: serving.transformers(own(2, small)), "sets prompt_lookup_num_tokens to 3", "in a copy of the folder", kind=CheckpointError)
 
 
-@pytest.mark.parametrize("settings", [{"bits": 8, "group": 32, "act_order": True}, {"group": 16, "sym": False}], ids=str)
+@pytest.mark.parametrize("settings", [{"bits": 8, "group": 32}, {"group": 64, "act_order": True}, {"group": 16, "sym": False}], ids=str)
 def test_gptq_integers_in_onnx_are_the_same_model(tmp_path, monkeypatch, settings):
     pytest.importorskip("onnxruntime_genai")
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
@@ -511,7 +511,8 @@ def test_gptq_integers_in_onnx_are_the_same_model(tmp_path, monkeypatch, setting
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"v2": True}, "of layout gptq_v2"), ({"group": -1}, "4 bits in groups of -1"), ({"bits": 3}, "3 bits in groups of 128"), ({"bits": 2, "group": 64}, "2 bits")],
+    [({"v2": True}, "of layout gptq_v2"), ({"group": -1}, "4 bits in groups of -1"), ({"bits": 3}, "3 bits in groups of 128"), ({"bits": 2, "group": 64}, "2 bits"),
+     ({"bits": 8, "act_order": True}, "without act-order")],
 )  # fmt: skip
 def test_gptq_integers_that_onnx_would_read_otherwise(tmp_path, settings, words):
     gptq.write(tmp_path / "mine", **settings)

@@ -50,7 +50,7 @@ def export(step, precision, name=None, **options):
 
 def _check(step, source):
     """Raise CheckpointError for what the builder would read as something else, or ONNX Runtime cannot compute."""
-    config, shape, problem = library.plain_llama(source, "take another checkpoint"), step.shape, ""
+    config, shape, problem = library.plain_llama(source, "take another checkpoint", ("default", "llama3")), step.shape, ""
     theta = (config.rope_parameters or {}).get("rope_theta", THETA)
     if theta != read_json(source, "config.json").get("rope_theta", THETA):  # the builder looks there
         problem = f"its rope_theta, {theta:g}, stands in rope_parameters alone, where the builder does not look: write it beside them in config.json, or"
@@ -61,6 +61,8 @@ def _check(step, source):
         elif shape.group_size not in GROUPS or shape.bits not in BITS:
             knows = f"{' or '.join(map(str, BITS))} bits in groups of {', '.join(map(str, GROUPS))}"
             problem = f"its integers have {shape.bits} bits in groups of {shape.group_size}, and ONNX Runtime computes {knows}:"
+        elif shape.bits == 8 and step.quantization.get("desc_act"):
+            problem = "ONNX Runtime computes 8 bits without act-order (desc_act) alone:"
     if problem:
         raise CheckpointError(f"{source} cannot be written as ONNX, because {problem} take another checkpoint.")
 
