@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from support import gptq
 
 from helpers import kernels, ledger, limits, loading, quality, timing
-from helpers.engines import llamacpp, serving
+from helpers.engines import llamacpp, onnx_models, serving
 from helpers.errors import CheckpointError, CourseError, DeviceError, LibraryError, NotEnoughMemoryError, NotFiniteError, PromptError
 from helpers.loading import library
 from helpers.models import choose
@@ -286,9 +286,8 @@ LEAKS = [
 
 
 @pytest.fixture(scope="module")
-def plain():
-    model, tokenizer = loading.load(choose.get_step(2))
-    return timing.generate_once(model, tokenizer, new_tokens=12)[1]
+def plain(models):
+    return timing.generate_once(*models[2][1:], new_tokens=12)[1]
 
 
 @pytest.mark.parametrize("leak", LEAKS, ids=lambda leak: "-".join(leak))
@@ -435,20 +434,21 @@ def test_errors_of_libraries_are_one_sentence(small, tmp_path):
     fails(lambda: quality.encode(tokenizer, ["a"]), "no begin-of-sequence token", kind=PromptError)
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("x"), TypeError("y\nz"), RuntimeError("CUDA error: device-side assert"), IndexError(), AssertionError("?"), OSError("w")]
-)
-def test_whatever_a_library_raises_while_generating(plain, monkeypatch, error):
-    """With frames of the library; an error in the course's own frame stays what it is."""
-    model, tokenizer = loading.load(choose.get_step(2))
-    place = {}
-    exec(compile("def generate(*_, **__): raise error", transformers.__file__, "exec"), {"error": error}, place)
-    monkeypatch.setattr(model, "generate", place["generate"])
-    fails(lambda: timing.generate_once(model, tokenizer, new_tokens=2), "generate failed: ", "What to do: restart the kernel", kind=LibraryError)
-    exec(compile("def generate(*_, **__): raise error", timing.__file__, "exec"), {"error": error}, place)
-    monkeypatch.setattr(model, "generate", place["generate"])
-    with pytest.raises(type(error)):
-        timing.generate_once(model, tokenizer, new_tokens=2)
+@pytest.mark.parametrize("kind", [KeyError, TypeError, RuntimeError, IndexError, AssertionError, OSError])
+@pytest.mark.parametrize("words", [(), ("CUDA error: device-side assert\nand more",)])
+def test_whatever_a_library_raises_while_generating(models, monkeypatch, kind, words):
+    """With frames of the library; an error in the course's own frame stays what it is. The model stays usable."""
+    _, model, tokenizer = models[2]
+    for file, expected in ((transformers.__file__, LibraryError), (timing.__file__, kind)):
+        place = {}
+        exec(compile("def generate(*_, **__): raise kind(*words)", file, "exec"), {"kind": kind, "words": words}, place)
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "generate", place["generate"])
+            with pytest.raises(expected) as error:
+                timing.generate_once(model, tokenizer, new_tokens=2)
+        if expected is LibraryError:
+            assert str(error.value).startswith("generate failed: ") and "What to do: restart the kernel" in str(error.value) and "\n" not in str(error.value)
+    assert len(timing.generate_once(model, tokenizer, new_tokens=2)[1]) == 2
 
 
 OLD = {
@@ -496,3 +496,34 @@ def test_a_server_gets_the_usual_settings_with_each_request(small, monkeypatch):
     assert started["request"] == usual | {"suppress_tokens": [2, 1], "pad_token_id": 2, "bos_token_id": 1}
     edit(small, "generation_config.json", prompt_lookup_num_tokens=3)
     fails(lambda: serving.transformers(own(2, small)), "sets prompt_lookup_num_tokens to 3", "in a copy of the folder", kind=CheckpointError)
+
+
+@pytest.mark.parametrize("settings", [{"bits": 8, "group": 32}, {"group": 64, "act_order": True}, {"group": 16, "sym": False}], ids=str)
+def test_gptq_integers_in_onnx_are_the_same_model(tmp_path, monkeypatch, settings):
+    pytest.importorskip("onnxruntime_genai")
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    unpacked = gptq.write(tmp_path / "mine", **settings)
+    model = onnx_models.load(onnx_models.export(own(3 if settings["group"] != 16 else "gptq-torch", tmp_path / "mine"), "int4"), threads=1)
+    ids = torch.tensor([library.encode(library.tokeniser(tmp_path / "mine"), "The best place to spend a long afternoon is in the orchard, because it")])
+    theirs = torch.from_numpy(onnx_models.logits(model, ids[0].tolist())).float()
+    assert divergence(gptq.by_hand(unpacked, ids, torch.float32), theirs) < 0.02  # the output head is rounded to 4 bits
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"v2": True}, "of layout gptq_v2"), ({"group": -1}, "4 bits in groups of -1"), ({"bits": 3}, "3 bits in groups of 128"), ({"bits": 2, "group": 64}, "2 bits"),
+     ({"bits": 8, "act_order": True}, "without act-order")],
+)  # fmt: skip
+def test_gptq_integers_that_onnx_would_read_otherwise(tmp_path, settings, words):
+    gptq.write(tmp_path / "mine", **settings)
+    fails(lambda: onnx_models.export(own("gptq-torch", tmp_path / "mine"), "int4"), words, "take another checkpoint", kind=CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"hidden_act": "gelu"}, "sets hidden_act to 'gelu'"), ({"sliding_window": 64}, "sets sliding_window to 64"), ({"seq_length": 9}, "sets seq_length to 9"),
+     ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "sets rope_type to 'linear'"),
+     ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "its rope_theta, 500000")],
+)  # fmt: skip
+def test_settings_that_onnx_would_leave_out(small, change, words):
+    fails(lambda: onnx_models.export(own(2, edit(small, **change)), "fp32"), words, "take another checkpoint", kind=CheckpointError)

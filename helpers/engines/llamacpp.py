@@ -32,11 +32,7 @@ TYPES = {  # name: (matrices, output head, a share of attn_v and ffn_down); norm
     "Q4_K_M": ("Q4_K", "Q6_K", "Q6_K"),
 }
 PACKAGES = ("xllamacpp", "gguf")
-WRITTEN = {  # of config.json, beside the sizes: what the file's head, its tensors or a refusal take care of
-    "architectures", "model_type", "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "attention_bias", "mlp_bias",
-    "rope_parameters", "rope_scaling", "rope_theta", "tie_word_embeddings", "bos_token_id", "eos_token_id",
-}  # fmt: skip
-NO_MATTER = {"attention_dropout", "initializer_range", "pretraining_tp", "use_cache", "dtype", "torch_dtype", "transformers_version", "pad_token_id"}
+OTHERWISE = "take a ready GGUF file, or llama.cpp's own converter"
 FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that are no multiple of 256, the block of the K types
 READY = {"7B": "TheBloke/Llama-2-7B-GGUF", "13B": "TheBloke/Llama-2-13B-GGUF"}  # Llama-2 as GGUF files, on the Hub
 
@@ -61,7 +57,7 @@ def write(checkpoint, type, path=None):
     _rule(type)
     checkpoint = Path(checkpoint)
     files.check_folder(checkpoint, "bf16")
-    tensors, config = files.tensors(checkpoint), _known(checkpoint)
+    tensors, config = files.tensors(checkpoint), library.plain_llama(checkpoint, OTHERWISE, ropes=("default", "linear"))
     path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
     plan = _plan(checkpoint, type)
     wanted = {source: shape for source, _, _, shape, _ in plan}
@@ -143,25 +139,6 @@ def _plan(checkpoint, type):
         if len(sizes) == 2 and any(f".{half}." in name for half in biased):
             plan.append((f"{name}.bias", f"{names.get_name(name)}.bias", gguf.GGMLQuantizationType.F32, sizes[:1], 4 * sizes[0]))
     return plan
-
-
-def _known(checkpoint):
-    """Return transformers' configuration of ``checkpoint``. Raises CheckpointError if anything in it changes what is computed and cannot be written."""
-    import transformers
-
-    config, raw = library.configuration(checkpoint), read_json(checkpoint, "config.json")
-    known = set(transformers.PretrainedConfig().to_dict()) | set(transformers.GenerationConfig().to_dict()) | WRITTEN | NO_MATTER | set(Shape.NAMES)
-    rope = config.rope_parameters or {}
-    refused = {name: value for name, value in raw.items() if name not in known and value not in (None, False, {}, [])}
-    refused |= {"hidden_act": config.hidden_act} if config.hidden_act not in ("silu", "swish") else {}
-    refused |= {"rope_type": rope["rope_type"]} if rope.get("rope_type", "default") not in ("default", "linear") else {}
-    refused |= {"partial_rotary_factor": rope["partial_rotary_factor"]} if rope.get("partial_rotary_factor", 1) not in (None, 1) else {}
-    if refused:
-        name, value = next(iter(refused.items()))
-        raise CheckpointError(
-            f"{checkpoint}/config.json sets {name} to {value!r}, which this converter cannot write: take a ready GGUF file, or llama.cpp's own converter."
-        )
-    return config
 
 
 def _tokeniser(checkpoint):

@@ -16,9 +16,13 @@ from pathlib import Path
 from helpers import loading, setup
 from helpers.engines import timed
 from helpers.errors import CheckpointError, PromptError
+from helpers.loading import library
 from helpers.models import choose, files
+from helpers.models.catalogue import read_json
 from helpers.timing import NEW_TOKENS
 
+THETA = 10000  # rotary positions' base, where a config names none
+GROUPS, BITS = (16, 32, 64, 128, 256), (4, 8)  # of GPTQ's integers, tried against the same weights unpacked by hand
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "onnx")
 READY = "genai_config.json"  # the file that the builder writes last
 
@@ -30,6 +34,7 @@ def export(step, precision, name=None, **options):
     is newer than the checkpoint is used again. Raises CheckpointError, or NotEnoughMemoryError.
     """
     source = choose.bring(step)
+    _check(step, source)
     folder = setup.results_dir() / "onnx" / (name or f"{source.name}-{precision}")
     with files.whole(folder, unless=lambda: files.newer(folder / READY, source)) as partial:
         if partial:
@@ -41,6 +46,25 @@ def export(step, precision, name=None, **options):
                 raise CheckpointError(f"{source} could not be written as ONNX ({problem}): check that memory and disk have room for three times its size.")
             shutil.rmtree(partial / "cache", ignore_errors=True)
     return folder
+
+
+def _check(step, source):
+    """Raise CheckpointError for what the builder would read as something else, or ONNX Runtime cannot compute."""
+    config, shape, problem = library.plain_llama(source, "take another checkpoint", ("default", "llama3")), step.shape, ""
+    theta = (config.rope_parameters or {}).get("rope_theta", THETA)
+    if theta != read_json(source, "config.json").get("rope_theta", THETA):  # the builder looks there
+        problem = f"its rope_theta, {theta:g}, stands in rope_parameters alone, where the builder does not look: write it beside them in config.json, or"
+    elif step.format == "gptq":
+        layout = step.quantization.get("checkpoint_format") or step.quantization.get("format") or "gptq"
+        if layout != "gptq":
+            problem = f"its zero points are of layout {layout}, and the builder takes those of v1:"
+        elif shape.group_size not in GROUPS or shape.bits not in BITS:
+            knows = f"{' or '.join(map(str, BITS))} bits in groups of {', '.join(map(str, GROUPS))}"
+            problem = f"its integers have {shape.bits} bits in groups of {shape.group_size}, and ONNX Runtime computes {knows}:"
+        elif shape.bits == 8 and step.quantization.get("desc_act"):
+            problem = "ONNX Runtime computes 8 bits without act-order (desc_act) alone:"
+    if problem:
+        raise CheckpointError(f"{source} cannot be written as ONNX, because {problem} take another checkpoint.")
 
 
 def _build(words):

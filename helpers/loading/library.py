@@ -8,8 +8,14 @@ from pathlib import Path
 
 from helpers import ROOT
 from helpers.errors import CheckpointError, CourseError, NotFiniteError, PromptError
+from helpers.models.catalogue import Shape, read_json
 
 FAILED = ("generate failed", "restart the kernel and load the model again, by another GPTQ kernel if it is one, or set TIER=embedded")
+READ = {  # of config.json, beside the sizes: what converters read, or refuse
+    "architectures", "model_type", "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "attention_bias", "mlp_bias",
+    "rope_parameters", "rope_scaling", "rope_theta", "tie_word_embeddings", "bos_token_id", "eos_token_id", "quantization_config",
+}  # fmt: skip
+NO_MATTER = {"attention_dropout", "initializer_range", "pretraining_tp", "use_cache", "dtype", "torch_dtype", "transformers_version", "pad_token_id"}
 NOT_NAMED = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config")
 
 
@@ -93,7 +99,8 @@ def check_finite(model, ids, surely=False):
     handles = [module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output)) for name, module in model.named_modules() if name]
     try:
         with contextlib.suppress(_Found), torch.no_grad():
-            model(ids, use_cache=False, logits_to_keep=1)
+            hidden = model.base_model(ids, use_cache=False)[0]
+            model.get_output_embeddings()(hidden[:, -1:])  # the last logits alone: all of them may not fit
     finally:
         for handle in handles:
             handle.remove()
@@ -134,6 +141,27 @@ def configuration(folder):
 def tokeniser(folder):
     """Return transformers' tokeniser of the checkpoint in ``folder``. Raises CheckpointError."""
     return _read("AutoTokenizer", folder, "the tokeniser's files")
+
+
+def plain_llama(folder, otherwise, ropes=("default",)):
+    """Return transformers' configuration of the checkpoint in ``folder``, if it says nothing that a converter for plain Llamas would leave out.
+
+    Every key of config.json has to be known: as a size or a setting that converters read, or as one that changes nothing. ropes: the types of
+    rotary positions that the converter knows. Raises CheckpointError, which says what to do ``otherwise``.
+    """
+    import transformers
+
+    config, raw = configuration(folder), read_json(folder, "config.json")
+    known = set(transformers.PretrainedConfig().to_dict()) | set(transformers.GenerationConfig().to_dict()) | READ | NO_MATTER | set(Shape.NAMES)
+    rope = config.rope_parameters or {}
+    refused = {name: value for name, value in raw.items() if name not in known and value not in (None, False, {}, [])}
+    refused |= {"hidden_act": config.hidden_act} if config.hidden_act not in ("silu", "swish") else {}
+    refused |= {"rope_type": rope["rope_type"]} if rope.get("rope_type", "default") not in ropes else {}
+    refused |= {"partial_rotary_factor": rope["partial_rotary_factor"]} if rope.get("partial_rotary_factor", 1) not in (None, 1) else {}
+    if refused:
+        name, value = next(iter(refused.items()))
+        raise CheckpointError(f"{folder}/config.json sets {name} to {value!r}, which this converter cannot write: {otherwise}.")
+    return config
 
 
 def _read(loader, folder, files):
