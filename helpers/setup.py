@@ -17,8 +17,8 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from helpers import ROOT, machine
-from helpers.errors import PackagesError
+from helpers import ROOT, errors, machine
+from helpers.errors import DiskError, PackagesError
 
 OLDEST = {  # the oldest versions that the notebooks were run with (Kaggle's image of May 2026)
     "torch": "2.10.0", "transformers": "5.0.0", "accelerate": "1.13.0", "huggingface_hub": "1.11.0", "ipywidgets": "7.7.1",
@@ -124,9 +124,16 @@ def use_roomy_cache():
 
 
 def results_dir():
-    """The folder for everything that a run leaves: the environment variable RESULTS_DIR, by default ``results/`` in the project."""
-    folder = ROOT / (os.environ.get("RESULTS_DIR") or "results")  # a relative path counts from the project
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder for everything that a run leaves: the environment variable RESULTS_DIR, by default ``results/`` in the project.
+
+    Raises DiskError if it is no folder and cannot be made.
+    """
+    folder = ROOT / Path(os.environ.get("RESULTS_DIR") or "results").expanduser()  # a relative path counts from the project
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        trouble = errors.disk_trouble(error, "RESULTS_DIR", errors.FULL | errors.CLOSED | errors.NO_FOLDER)
+        raise DiskError(f"The results folder {folder} cannot be used, {trouble or f'{error}: set RESULTS_DIR to another one'}.") from None
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers import ROOT, process, setup
 from helpers.errors import CourseError
-from helpers.models import choose
+from helpers.models import choose, files
 
 NOTEBOOKS = ROOT / "notebooks"
 LEFT = (
@@ -53,7 +53,7 @@ def execute(path, output):
     try:
         client.execute()
     finally:
-        nbformat.write(notebook, output)
+        files.write(output, nbformat.writes(notebook) + "\n")
 
 
 def main(names):

@@ -15,7 +15,7 @@ from statistics import median
 from helpers import kernels, ledger, machine, plots, process, setup
 from helpers.benchmark.job import LIBRARIES, Job
 from helpers.errors import CourseError, PromptError, TokenCountError, UnknownStepError
-from helpers.models import choose, hub
+from helpers.models import choose, files, hub
 from helpers.timing import PROMPT, Call, iqr, seconds
 
 ROUNDS = 2
@@ -82,7 +82,7 @@ def _begin(jobs, path):
         id = unfinished.read_text(encoding="utf-8")
         return id, [row for row in ledger.read(path) if row.get("run") == id], unfinished
     id = f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}-{mark}"
-    unfinished.write_text(id, encoding="utf-8")
+    files.write(unfinished, id)
     return id, [], unfinished
 
 

@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from helpers import loading, setup
+from helpers import errors, loading, setup
 from helpers.engines import timed
 from helpers.errors import CheckpointError, PromptError
 from helpers.models import choose, files
@@ -52,6 +52,8 @@ def _build(words):
             runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
         return ""
     except (Exception, SystemExit) as error:  # whatever the builder stumbles over; argparse exits
+        if errors.disk_trouble(error, "RESULTS_DIR"):
+            raise  # files.whole says it
         text = said.getvalue().strip() if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
         return (text or "it said nothing").splitlines()[-1]
     finally:

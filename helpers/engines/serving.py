@@ -26,7 +26,7 @@ from helpers.engines import clients
 from helpers.engines import llamacpp as engine
 from helpers.errors import CourseError, UnknownFormatError
 from helpers.loading import library
-from helpers.models import choose
+from helpers.models import choose, files
 
 HOST = "127.0.0.1"
 PACKAGES = ("transformers", "torch", "xllamacpp", "aiohttp", "fastapi", "uvicorn")
@@ -211,10 +211,10 @@ def _start(name, what, options, port, model, no_end, device, threads, variables=
     """Start the process ``what`` + ``options`` and wait until it is healthy. no_end: the request's fields for "no end of text"."""
     port = _free(port)
     log = setup.results_dir() / "logs" / f"server-{re.sub('[^a-z0-9]+', '-', name.lower())}-{port}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    files.write(log, "")  # what goes into it comes from the process
     command = [sys.executable, "-m", "helpers.engines.serving", *what, "--host", HOST, "--port", str(port), *options]
     started = time.perf_counter()
-    with open(log, "wb") as output:
+    with open(log, "ab") as output:
         pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, cwd=ROOT, env=environment(threads) | (variables or {}), start_new_session=True, **pipes)
     server = Server(name, clients.Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:], machine.device_name(device), threads)

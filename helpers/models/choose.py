@@ -167,18 +167,18 @@ def threads(shape):
         if not asked.isdigit() or not int(asked):
             raise UnknownStepError(f"THREADS is {asked!r}: set it to a whole number of threads, 1 or more, or delete the variable.")
         return int(asked)
-    kept = results_dir() / "threads.json"
     name = f"{machine.device_name('cpu')}: {shape.hidden_size} x {shape.intermediate_size}"
     with contextlib.suppress(OSError, ValueError, AttributeError):
+        kept = results_dir() / "threads.json"
         if isinstance(number := json.loads(kept.read_text(encoding="utf-8")).get(name), int) and 1 <= number <= machine.cores():
             return number
     load = machine.Load()
     medians = _block_times(shape)
     number = min(count for count, time in medians.items() if time <= SLOWER * min(medians.values()))
     if load.stop().others < machine.QUIET:
-        with contextlib.suppress(OSError, ValueError):  # it only saves the measuring
+        with contextlib.suppress(OSError, ValueError, TypeError), files.whole(results_dir() / "threads.json") as new:  # it only saves the measuring
             before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-            files.write_json(kept, before | {name: number}, indent=2)
+            new.write_text(json.dumps(before | {name: number}, indent=2) + "\n", encoding="utf-8")
     if len(medians) > 1:
         said = ", ".join(f"{time / medians[number]:.1f} times as long with {count}" for count, time in medians.items() if count != number)
         print(f"Threads: {number} of {machine.cores()}. A token took {said} in a block of this shape (THREADS=n sets another number).")
