@@ -71,7 +71,7 @@ WRITERS = {
     "row": lambda: (ledger.append(json.loads(recorded[next(clock) // 10 % 4])), results / "ledger.jsonl")[1],
     "chart": chart,
     "text": lambda: plots.save("comparison.md", f"report {next(clock)} " * 99),
-    "figures": lambda: plots.save("serving.json", {"servers": list(range(next(clock), 2000))}),
+    "figures": lambda: plots.save("serving.json", {"servers": list(range(2000 + next(clock)))}),
     "quality": lambda: (quality.save({1: {"protocol": str(next(clock)) * 99}}), results / "quality.json")[1],
     "unfinished": unfinished, "gguf": gguf, "onnx": onnx, "random weights": random_weights, "checkpoint": saved,
 }
