@@ -153,8 +153,6 @@ def publish(folder, repository, yes=False):
         else:
             print(f"Uploading {len(files)} files, {size / 1e6:,.1f} MB, to {made.repo_id} (private).", flush=True)
             return api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="GPTQ checkpoint with its model card").commit_url
-    except hub.OUR_MISTAKES:
-        raise
     except Exception as error:
         problem = _why_not(error, repository)
     raise UploadError(f"{repository} was not uploaded: {problem}; {stays}.")
@@ -162,8 +160,6 @@ def publish(folder, repository, yes=False):
 
 def _why_not(error, repository):
     """Say in a clause why the Hub did not take an upload."""
-    if type(error).__name__ == "HFValidationError":
-        return "that is no name of a repository: write owner/name"
     if hub.status_of(error) == 403:
         return "your token may not write there: make one with the right to write on https://huggingface.co/settings/tokens"
     return hub.why(error, repository)

@@ -18,8 +18,9 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import urlopen
 
 from helpers import ROOT, kernels, machine, setup
 from helpers.engines import clients
@@ -201,9 +202,9 @@ def llamacpp(path, threads, readers=32, tokens=PAGE, port=None, **settings):
 def healthy(url, timeout=2):
     """Whether the server at ``url`` (http://host:port/v1) says on its ``/health`` that it is healthy."""
     try:
-        with build_opener(ProxyHandler({})).open(f"{url.removesuffix('/v1')}/health", timeout=timeout) as answer:
+        with urlopen(f"{url.removesuffix('/v1')}/health", timeout=timeout) as answer:
             return answer.status == 200
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return False
 
 
@@ -234,11 +235,15 @@ def _start(name, what, options, port, model, no_end, device, threads, variables=
 
 
 def _free(port):
-    """``port``, or one that is free. Raises ServerError if it is taken."""
+    """``port``, or one that is free for None. Raises ServerError if it is none, or taken."""
+    if port is not None and (isinstance(port, bool) or not str(port).isdecimal() or not 0 < int(port) < 2**16):
+        raise ServerError(f"{port!r} is no port: give a whole number from 1 to 65535, or leave the port out, and a free one is found.")
     with socket.socket() as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            place.bind((HOST, port or 0))
+            place.bind((HOST, int(port or 0)))
+        except PermissionError:
+            raise ServerError(f"Port {port} may not be used by you: give one from 1024 on, or leave the port out, and a free one is found.") from None
         except OSError as error:
             raise ServerError(f"Port {port} is taken ({error.strerror}): another program has it; leave the port out, and a free one is found.") from None
         return place.getsockname()[1]

@@ -20,13 +20,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from helpers.errors import DeviceError, NotEnoughMemoryError
-from helpers.machine import share
+from helpers.machine import network, share
 
 try:
     from resource import RUSAGE_SELF, getrusage  # finer than os.times, which counts in hundredths
 except ImportError:  # Windows
     getrusage = None
 OLDEST_CAPABILITY = (7, 5)  # Turing (T4, RTX 20): today's torch has no kernels for older GPUs, e.g. Kaggle's P100 (6.0)
+network.direct()
 TICK = 0.01  # seconds: what processor time is counted in
 QUIET = 0.3  # cores: what other programs may use while something is measured
 NATIVE_BF16 = (8, 0)  # Ampere: NVIDIA, CUDA C++ Programming Guide, table of arithmetic by compute capability

@@ -55,10 +55,7 @@ def _why_not_hub():
         need, beside = shape.weight_bytes(format), beside_weights(shape, format)
         if not spread(need, have, beside):
             return f"the four steps need {(need + beside) / 1e9:.1f} GB of GPU memory and there are {sum(have) / 1e9:.1f} GB"
-    try:
-        return hub.silence(STEPS[4].hub)
-    except hub.OUR_MISTAKES as error:  # whatever goes wrong here, the embedded tier still works
-        return hub.why(error, STEPS[4].hub)
+    return hub.silence(STEPS[4].hub)
 
 
 def beside_weights(shape, format):
@@ -141,10 +138,11 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
         raise UnknownStepError(f"There is no step {number!r}: {known}.")
     tier, note = choose_tier(tier)
     if checkpoint is not None:
-        if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
+        own, note = os.path.expanduser(str(checkpoint)), ""
+        if own.startswith((".", "/", "~")) and not os.path.isdir(own):
             raise CheckpointError(f"There is no folder {checkpoint}: check the path, or give the name of a Hub repository.")
-        own = Path(checkpoint).expanduser()
-        checkpoint, note = (str(own) if own.is_dir() else str(checkpoint)), ""
+        checkpoint, told = (own, None) if own.strip() and os.path.isdir(own) else hub.named(checkpoint)
+        revision = told if told and revision == "main" else revision
         tier = "hub" if checkpoint in LIKE_FOR_LIKE else "own"
     elif tier == "hub":
         checkpoint, reason = hub.whether(step.hub, revision)
