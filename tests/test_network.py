@@ -234,3 +234,34 @@ def test_a_port_that_is_taken_or_the_systems(server, monkeypatch):
     monkeypatch.setattr(socket.socket, "bind", refuse)
     with pytest.raises(serving.ServerError, match="Port 80 may not be used by you: give one from 1024 on"):
         serving._free(80)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:80000/v1", "http://127.0.0.1:8000x/v1", "http://127.0.0.1:0/v1", "http://127.0.0.1:-1/v1", "127.0.0.1:8000/v1",
+                                 "ftp://127.0.0.1/v1", "http://", "", "http://[::1/v1", "http://my server/v1"])  # fmt: skip
+def test_what_is_no_address_of_a_server_is_one_sentence(url):
+    import asyncio
+
+    from helpers.engines import clients
+
+    with pytest.raises(clients.EndpointError, match="is no address: write it in full"):
+        asyncio.run(clients.measure(clients.Endpoint(url, "x"), ["Hello"], 1, 4))
+
+
+def test_a_server_elsewhere_behind_a_socks_proxy_and_one_here():
+    """Notebook 14's own first request, and the course's client: a server of another machine needs the package, one of this machine does not."""
+    program = """
+import asyncio, json, sys
+from helpers.engines import clients
+found = []
+for url in ("http://192.0.2.1:8000/v1", "http://127.0.0.1:9/v1"):
+    try:
+        asyncio.run(clients.measure(clients.Endpoint(url, "x"), ["Hello"], 1, 4, timeout=3))
+    except clients.EndpointError as error:
+        found.append(str(error))
+print(json.dumps(found))
+"""
+    elsewhere, here = run(program, ALL_PROXY="socks5://me:secret@127.0.0.1:9")
+    assert "Nobody answers at http://127.0.0.1:9/v1" in here and "secret" not in elsewhere
+    assert "ALL_PROXY names a SOCKS proxy" in elsewhere or "192.0.2.1:8000/v1 did not finish an answer" in elsewhere  # aiohttp takes no notice of ALL_PROXY
+    elsewhere, _ = run(program, HTTP_PROXY="http://127.0.0.1:9")
+    assert "the proxy that HTTP_PROXY names does not answer" in elsewhere

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from helpers import ROOT, ledger, machine
 from helpers.errors import CourseError
+from helpers.machine import network
 from helpers.timing import iqr, seconds
 
 TIMEOUT, LIMIT = 60, 20  # seconds: for one request; after which no further one is sent
@@ -185,7 +186,7 @@ async def measure(endpoint, prompts, concurrency, new_tokens, timeout=TIMEOUT, l
     """
     import aiohttp
 
-    if urlsplit(endpoint.url).scheme not in ("http", "https"):
+    if not network.is_address(endpoint.url):
         raise EndpointError(f"{endpoint.url!r} is no address: write it in full, for example http://127.0.0.1:8000/v1.")
     key = os.environ.get(endpoint.key_variable, "") if endpoint.key_variable else ""
     local = urlsplit(endpoint.url).hostname in ("127.0.0.1", "localhost", "::1")
@@ -288,6 +289,8 @@ def _why(error, endpoint, timeout):
     """Say in a sentence what stopped a request."""
     import aiohttp
 
+    if told := network.trouble(error, endpoint.url):
+        return f"{endpoint.url} cannot be asked: {told}."
     url, status, variable = endpoint.url, getattr(error, "status", None), endpoint.key_variable
     if isinstance(error, TimeoutError):
         return f"{url} did not finish an answer within {timeout:g} s: give it more time, ask for fewer tokens, or ask less at once."
