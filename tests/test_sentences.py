@@ -1,0 +1,85 @@
+"""Every sentence that the helpers raise says what happened, and then what to do next. All of them are read from the source."""
+
+import ast
+import re
+
+import pytest
+
+from helpers import ROOT, errors
+
+CLASSES = {"CourseError"} | {
+    node.name
+    for path in (ROOT / "helpers").rglob("*.py")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    if isinstance(node, ast.ClassDef) and {getattr(base, "id", "") for base in node.bases} & set(dir(errors)) & {n for n in dir(errors) if n.endswith("Error")}
+}
+ADVICE = (
+    "accept|add|ask|build|call|check|choose|close|copy|correct|cut|delete|export|fetch|forbid|free|give|go on|install|keep|leave|let|load|log in|look|make|measure|"
+    "name|open|pass|pick|put|quantise|read|release|remove|restart|run|score|set|shorten|start|take|try|unset|update|upgrade|use|wait|write"
+)
+NEXT = re.compile(rf"(?:[:;,.(] |\b(?:or|and|then|so) )(?:(?:or|and|then|so|to|please|first|in \w+|elsewhere|meanwhile|on \w+) )*(?:{ADVICE})\b", re.IGNORECASE)
+HERE = {  # where the sentence comes from, of those that stand elsewhere: "module:function" that raises
+    "clients:measure": "clients:_why", "process:call": "the class and sentence that the process itself raised", "ledger:append": "files: DiskError's sentence",
+    "machine:out_of_memory": "itself",
+}  # fmt: skip
+
+
+def text_of(node):
+    """The text of an expression that makes a message, "…" for what is filled in; None if it is no text."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else choice(part.value) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = [text_of(node.left), text_of(node.right)]
+        return None if None in parts else "".join(parts)
+    return None
+
+
+def choice(node):
+    """What is filled in: the text of both branches of a choice, else a mark."""
+    if isinstance(node, ast.IfExp):
+        parts = [text_of(node.body), text_of(node.orelse)]
+        return " / ".join(parts) if None not in parts and all(parts) else "…"
+    return "…"
+
+
+def sentences():
+    """(where, text or None) of each CourseError that is raised or made, and of each sentence that a function named why or trouble returns."""
+    for path in sorted((ROOT / "helpers").rglob("*.py")):
+        module = path.parent.name if path.name == "__init__.py" else path.stem
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for function in (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
+            for node in ast.walk(function):
+                made = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
+                if isinstance(made, ast.Call) and getattr(made.func, "attr", getattr(made.func, "id", "")) in CLASSES and made.args:
+                    yield f"{module}:{function.name}:{node.lineno}", text_of(made.args[0])
+                elif isinstance(node, ast.Return) and "why" in function.name and isinstance(made, ast.JoinedStr):
+                    yield f"{module}:{function.name}:{node.lineno}", text_of(made)
+
+
+FOUND = sorted(set(sentences()), key=str)
+
+
+def test_there_are_as_many_as_there_were():
+    assert len(FOUND) > 90 and {"DiskError", "ServerError", "EndpointError", "ProcessError", "EstimateError", "KernelError"} <= CLASSES
+
+
+@pytest.mark.parametrize("where, text", [pytest.param(*each, id=each[0]) for each in FOUND])
+def test_it_says_what_happened_and_what_to_do_next(where, text):
+    if text is None:
+        assert where.rsplit(":", 1)[0] in HERE, f"{where}: write the sentence there, or say in HERE where it stands"
+        return
+    advice = NEXT.search(text)
+    assert advice, f"{where} gives no advice: {text}"
+    assert len(re.findall(r"\w+|…", text[: advice.start()])) >= 3, f"{where} does not say what happened: {text}"
+    assert "\n" not in text and text.rstrip("…")[-1:] in (".", ":", "") or text.endswith("…"), f"{where} is no sentence: {text}"
+
+
+@pytest.mark.parametrize(
+    "text, advises", [("The prompt is empty: give one.", True), ("The engine returned 3 tokens: the timing would be wrong.", False), ("It died. Start it again.", True),
+                      ("… is no port, or leave it out.", True), ("Check it.", False)],
+)  # fmt: skip
+def test_the_check_can_tell(text, advises):
+    advice = NEXT.search(text)
+    assert bool(advice and len(re.findall(r"\w+|…", text[: advice.start()])) >= 3) == advises
