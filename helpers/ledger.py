@@ -4,6 +4,7 @@ First used in notebook 01.
 """
 
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -104,8 +105,8 @@ def held(row, device, speed=None):
     for _ in range(LOOKS - 1):
         if refusal(row):
             row["bandwidth_bytes_per_s"] = max(row["bandwidth_bytes_per_s"], bandwidth(device, row["read_bytes"]))
-    if problem := refusal(row):
-        raise ImpossibleFigureError(problem)
+    if told := refusal(row):
+        raise ImpossibleFigureError(told)
     return row
 
 
@@ -146,9 +147,9 @@ def append(row, path=None):
     line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     if (path, row) not in _kept:
         _kept.append((path, row))
-    if problem := _write_kept():
+    if told := _write_kept():
         print(f"Not in the ledger, but kept in this kernel:\n{line}", file=sys.stderr)
-        raise DiskError(f"{problem} What was measured is kept until this kernel ends.")
+        raise DiskError(f"{told} What was measured is kept until this kernel ends.")
 
 
 def _write_kept():

@@ -145,17 +145,17 @@ def publish(folder, repository, yes=False):
         )
     from huggingface_hub import HfApi
 
-    api, problem = HfApi(), ""
+    api, told = HfApi(), ""
     try:
         made = api.create_repo(repository, private=True, exist_ok=True)
         if not api.model_info(made.repo_id).private:
-            problem = "it exists already and is public: choose another name"
+            told = "it exists already and is public: choose another name"
         else:
             print(f"Uploading {len(files)} files, {size / 1e6:,.1f} MB, to {made.repo_id} (private).", flush=True)
             return api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="GPTQ checkpoint with its model card").commit_url
     except Exception as error:
-        problem = _why_not(error, repository)
-    raise UploadError(f"{repository} was not uploaded: {problem}; {stays}.")
+        told = _why_not(error, repository)
+    raise UploadError(f"{repository} was not uploaded: {told}; {stays}.")
 
 
 def _why_not(error, repository):

@@ -134,8 +134,8 @@ def results_dir():
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        trouble = errors.disk_trouble(error, "RESULTS_DIR", errors.FULL | errors.CLOSED | errors.NO_FOLDER)
-        raise DiskError(f"The results folder {folder} cannot be used, {trouble or f'{error}: set RESULTS_DIR to another one'}.") from None
+        told = errors.disk_trouble(error, "RESULTS_DIR", errors.FULL | errors.CLOSED | errors.NO_FOLDER) or f"{error}: set RESULTS_DIR to another one"
+        raise DiskError(f"The results folder {folder} cannot be used, {told}.") from None
     return folder
 
 

@@ -65,7 +65,7 @@ def test_a_failing_cell_is_one_sentence_and_what_ran_is_saved(folder, capsys):
     assert "01_a.ipynb stopped: DeviceError: no GPU: use the CPU." in captured.err and "Traceback" not in captured.err
     assert "02_b" not in captured.out
     executed = nbformat.read(folder / "results" / "01_a.ipynb", as_version=4)
-    assert executed.cells[1].outputs[0].text == "before\n" and not executed.cells[2].outputs
+    assert executed.cells[1].outputs[0].text == "before\n" and not executed.cells[3].outputs
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -174,7 +174,7 @@ def prompts(count, words=24):
     """Return ``count`` different stretches of ``words`` words of the held-out text, so that no server can answer from an earlier prompt's cache."""
     text = (ROOT / "data" / "text" / "heldout.txt").read_text(encoding="utf-8").split()
     if count * words > len(text):
-        raise EndpointError(f"The held-out text has {len(text)} words: {count} prompts of {words} would begin to repeat.")
+        raise EndpointError(f"The held-out text has {len(text)} words: {count} prompts of {words} would begin to repeat, so ask for fewer or shorter ones.")
     return [" ".join(text[n * words : (n + 1) * words]) for n in range(count)]
 
 
@@ -303,7 +303,8 @@ def _why(error, endpoint, timeout):
         what = f"{'/chat' * endpoint.chat}/completions or the model {endpoint.model!r} (HTTP {status})"
         return f"{url} does not know {what}: check the address (it usually ends in /v1) and the model, or try chat={not endpoint.chat}."
     if isinstance(error, _Refused):
-        return f"{url} refused the request (HTTP {status}): {error.said}." if status else f"{url} reported an error in its answer: {error.said}."
+        how = f"refused the request (HTTP {status})" if status else "reported an error in its answer"
+        return f"{url} {how}: {error.said}. Change what is asked for, or look into the server's log."
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"Nobody answers at {url}: start the server, or check address and port."
     if isinstance(error, (aiohttp.ServerConnectionError, aiohttp.ClientPayloadError, aiohttp.ClientOSError)):

@@ -99,7 +99,7 @@ def quantise(matrix, type):
     block, size = gguf.GGML_QUANT_SIZES[kind]
     columns = matrix.shape[1]
     if columns % block:
-        raise UnknownFormatError(f"Rows of {columns} numbers cannot be written as {type}: its blocks have {block}.")
+        raise UnknownFormatError(f"Rows of {columns} numbers cannot be written as {type}: its blocks have {block}, so choose another type.")
 
     def blocks(rows):
         rows = np.ascontiguousarray(rows, dtype=np.float32)
@@ -307,7 +307,7 @@ def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
     request = {"prompt": ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
     server.handle_completions(request | {"stream": True, "verbose": True, "return_tokens": True} | options, receive)
     if refused := [chunk["error"]["message"] for chunk in chunks if "error" in chunk]:
-        raise PromptError(f"llama.cpp refused the request: {refused[0]}.")
+        raise PromptError(f"llama.cpp refused the request: {refused[0]}. Take a shorter prompt or fewer tokens, or other options.")
     return [token for chunk in chunks for token in chunk["__verbose"]["tokens"]], chunks
 
 

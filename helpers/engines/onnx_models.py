@@ -120,7 +120,9 @@ def _generator(model, ids, new_tokens):
         generator = onnxruntime_genai.Generator(model, parameters)
         generator.append_tokens(ids)
     except (RuntimeError, ValueError) as error:
-        raise PromptError(f"ONNX Runtime refused the prompt of {len(ids)} tokens with {new_tokens} new ones: {str(error).splitlines()[0]}") from None
+        raise PromptError(
+            f"ONNX Runtime refused the prompt of {len(ids)} tokens with {new_tokens} new ones: {str(error).splitlines()[0]}. Take fewer."
+        ) from None
     return generator
 
 
@@ -155,7 +157,7 @@ def tensor(folder, name):
 
     entry = next((t for t in _graph(folder).initializer if t.name == name), None)
     if entry is None:
-        raise CheckpointError(f"{folder} has no tensor {name}: onnx_models.weights lists those that it has.")
+        raise CheckpointError(f"{folder} has no tensor {name}: choose one that onnx_models.weights lists.")
     return to_array(entry, str(folder))
 
 

@@ -84,8 +84,8 @@ class Server:
         if self.process.poll() is not None:
             status = self.process.returncode
             how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            again = " Start it again." if status < 0 else ""
-            raise ServerError(f"{self.name} ended {how}. {self.last_words()}{again}")
+            change = "" if status < 0 else "change what it was started with, and "
+            raise ServerError(f"{self.name} ended {how}. {self.last_words()} Then {change}start it again.")
 
     def last_words(self):
         """Say the last line of the log that names an error, else the last line, and where the log is."""
@@ -224,7 +224,9 @@ def _start(name, what, options, port, model, no_end, device, threads, variables=
         while not healthy(server.url):
             server.check()
             if time.perf_counter() - started > PATIENCE:
-                raise ServerError(f"{name} is not healthy after {PATIENCE} s. {server.last_words()}")
+                raise ServerError(
+                    f"{name} is not healthy after {PATIENCE} s. {server.last_words()} Start it again when the machine is quiet, with a smaller model or fewer readers."
+                )
             time.sleep(0.1)
         server.check()  # who answered was not another program on that port
     except BaseException:  # an interrupt too

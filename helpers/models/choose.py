@@ -135,7 +135,7 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
         step, names = STEPS[number], {}
     else:
         known = f"the article has steps {', '.join(map(str, STEPS))}, and this course adds {', '.join(VARIANTS)}"
-        raise UnknownStepError(f"There is no step {number!r}: {known}.")
+        raise UnknownStepError(f"There is no step {number!r}: choose one of these; {known}.")
     tier, note = choose_tier(tier)
     if checkpoint is not None:
         own, note = os.path.expanduser(str(checkpoint)), ""
