@@ -153,9 +153,11 @@ def test_the_smallest_limit_on_the_way_to_the_root_counts(tmp_path, monkeypatch,
 def test_limits_of_a_mounted_container(tmp_path):
     """The real /proc/self/mountinfo and a real mount, in a mount namespace of its own (root)."""
     look = "from helpers import machine; print(*machine.host_memory(), machine.cores())"
-    for files in ({"memory/memory.limit_in_bytes": 2 * G, "memory/memory.usage_in_bytes": G, "cpu/cpu.cfs_quota_us": 100000, "cpu/cpu.cfs_period_us": 100000},
-                  {"memory.max": 2 * G, "memory.current": G, "cpu.max": "100000 100000"}):  # fmt: skip
+    slice = {f"system.slice/job/{name}": value for name, value in {"memory.max": 2 * G, "memory.current": G, "cpu.max": "100000 100000"}.items()}
+    for own, files in (("4:memory:/x", {"memory/memory.limit_in_bytes": 2 * G, "memory/memory.usage_in_bytes": G, "cpu/cpu.cfs_quota_us": 100000, "cpu/cpu.cfs_period_us": 100000}),
+                       ("0::/", {"memory.max": 2 * G, "memory.current": G, "cpu.max": "100000 100000"}), ("0::/system.slice/job/step", slice)):  # fmt: skip
         write = "".join(f"mkdir -p $(dirname /sys/fs/cgroup/{f}); echo {t!r} > /sys/fs/cgroup/{f}; " for f, t in files.items())
+        write += f"echo {own!r} > /sys/fs/cgroup/own; mount --bind /sys/fs/cgroup/own /proc/$$/cgroup; "
         command = ["unshare", "-m", "bash", "-c", f"mount -t tmpfs none /sys/fs/cgroup && {write} exec {sys.executable} -c '{look}'"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if "unshare" in done.stderr or "mount:" in done.stderr:

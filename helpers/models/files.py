@@ -70,7 +70,7 @@ def _sentence(path, setting, **reasons):
         elsewhere = not reasons and not str(getattr(error, "filename", None) or path).startswith(str(path.parent))
         if isinstance(error, CourseError) or elsewhere or not trouble:
             raise
-        raise DiskError(f"{path.name} could not be written, {trouble}; then run this again.") from None
+        raise DiskError(f"{path if reasons else path.name} could not be written, {trouble}; then run this again.") from None
 
 
 @contextlib.contextmanager
