@@ -22,8 +22,8 @@ from helpers.errors import DiskError, PackagesError
 from helpers.machine import network
 
 OLDEST = {  # the oldest versions that the notebooks were run with (Kaggle's image of May 2026)
-    "torch": "2.10.0", "transformers": "5.0.0", "accelerate": "1.13.0", "huggingface_hub": "1.11.0", "ipywidgets": "7.7.1",
-    "matplotlib": "3.10.0", "pandas": "2.2.2",
+    "torch": "2.10.0", "transformers": "5.0.0", "accelerate": "1.1.0", "huggingface_hub": "1.3.0", "ipywidgets": "7.7.1",
+    "matplotlib": "3.9.0", "pandas": "2.2.2",
 }  # fmt: skip
 FOR_TESTS = {"nbmake"}
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import product
 
 import pytest
 
@@ -29,40 +30,44 @@ TOLD = {
 }  # names of what other sentences are filled in with: those of errors.disk_trouble, machine.network, hub.why, ledger.refusal, which have tests
 
 
-def text_of(node):
-    """The text of an expression that makes a message, "…" for what is filled in; None if it is no text."""
+def texts(node, names):
+    """All texts that an expression can make, "…" for what is filled in; [] if it is no text. names: {name: expressions that the function gives to it}."""
     if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else None
+        return [node.value] if isinstance(node.value, str) else []
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else choice(part.value) for part in node.values)
+        return [""] if not node.values else ["".join(parts) for parts in product(*(texts(part, names) or ["…"] for part in node.values))]
+    if isinstance(node, ast.FormattedValue):
+        return texts(node.value, names)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        parts = [text_of(node.left), text_of(node.right)]
-        return None if None in parts else "".join(parts)
-    return choice(node) if isinstance(node, ast.Name) and node.id in TOLD else None
-
-
-def choice(node):
-    """What is filled in: the text of both branches of a choice, else a mark."""
-    if isinstance(node, ast.Name) and node.id in TOLD or isinstance(node, ast.Call) and getattr(node.func, "id", "") == "why":
-        return "that is what happened: check it"
+        return ["".join(parts) for parts in product(texts(node.left, names), texts(node.right, names))]
     if isinstance(node, ast.IfExp):
-        parts = [text_of(node.body), text_of(node.orelse)]
-        return " / ".join(parts) if None not in parts and all(parts) else "…"
-    return "…"
+        branches = [texts(branch, names) for branch in (node.body, node.orelse) if names.get(getattr(branch, "id", ""), 1)]  # not the name's own old value
+        return sum(branches, []) if all(branches) else []
+    if isinstance(node, ast.Name) and node.id in TOLD or isinstance(node, ast.Call) and getattr(node.func, "id", "") == "why":
+        return ["that is what happened: check it"]
+    if isinstance(node, ast.Name):
+        found = [texts(value, names | {node.id: ()}) for value in names.get(node.id, ())]
+        return sum(found, []) if all(found) else []
+    return []
 
 
 def sentences():
-    """(where, text or None) of each CourseError that is raised or made, and of each sentence that a function named why or trouble returns."""
+    """(where, text or None) of each CourseError that is raised or made, and of each sentence that a function named _why returns, in all its alternatives."""
     for path in sorted((ROOT / "helpers").rglob("*.py")):
         module = path.parent.name if path.name == "__init__.py" else path.stem
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for function in (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
+            names = {}
+            for node in ast.walk(function):
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    names.setdefault(node.targets[0].id, []).append(node.value)
             for node in ast.walk(function):
                 made = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
+                where = f"{module}:{function.name}:{node.lineno}" if made else ""
                 if isinstance(made, ast.Call) and getattr(made.func, "attr", getattr(made.func, "id", "")) in CLASSES and made.args:
-                    yield f"{module}:{function.name}:{node.lineno}", text_of(made.args[0])
+                    yield from ((where, text) for text in texts(made.args[0], names) or [None])
                 elif isinstance(node, ast.Return) and function.name == "_why" and isinstance(made, ast.JoinedStr):
-                    yield f"{module}:{function.name}:{node.lineno}", text_of(made)
+                    yield from ((where, text) for text in texts(made, names))
 
 
 FOUND = sorted(set(sentences()), key=str)

@@ -318,14 +318,16 @@ ELSEWHERE = {  # function: why it writes by itself
     "helpers/models/hub.py:_fetch_file": "a download goes on where it was cut; its SHA-256 is compared",
     "helpers/models/synthetic.py:write": "within files.whole", "helpers/models/synthetic.py:save": "within files.whole",
     "helpers/models/synthetic.py:_write_files": "within files.whole",
+    "helpers/process.py:serve": "pipes between two processes",
     "helpers/quantise.py:save": "within files.whole",
     "helpers/kernels.py:_copy": "within files.whole",
     "helpers/engines/serving.py:_start": "the log that the server's process writes",
     "helpers/models/choose.py:threads": "within files.whole: adds to what others wrote",
     "helpers/plots.py:show": "into memory",
-    "tools/picture.py:draw": "into memory",
+    "tools/picture.py:draw": "into memory", "tools/wall/page.py:svg": "into memory",
     "tools/replica.py:publish": "a copy of the course in a temporary folder", "tools/replica.py:try_out": "the same",
     "tools/t4.py:toolkit": "unpacks packages of the CUDA toolkit",
+    "tools/wall/handed.py:entries": "unpacks into a temporary folder",
     "tools/stopwatch.py:measure": "the log of a program that is timed", "tools/stopwatch.py:writer": "times the disk itself",
 }  # fmt: skip
 
@@ -353,7 +355,7 @@ def writes(tree):
 
 
 def sources():
-    for path in sorted([*(ROOT / "helpers").rglob("*.py"), *(ROOT / "tools").glob("*.py"), *(ROOT / "data" / "recorded").glob("*.py")]):
+    for path in sorted([*(ROOT / "helpers").rglob("*.py"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "data" / "recorded").glob("*.py")]):
         yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

@@ -196,12 +196,12 @@ def check_format(folder, format):
     elif method == (None if format != "gptq" else "gptq"):
         return shape
     elif method == "gptq":
-        why = "holds gptq weights: this step needs unquantised ones, and steps 3 and 4 load GPTQ"
+        why = "holds gptq weights: this step needs unquantised ones, so take step 3 or 4, which load GPTQ"
     elif method:
         makes = " (step 1 makes 8 bits of it while it loads, nf4 makes 4)" if method == "bitsandbytes" else ""
         why = f"holds {method} weights, which no step loads: take the unquantised checkpoint that they were made from{makes}, or a GPTQ one with step 3"
     else:
-        why = "holds unquantised weights: this step needs GPTQ ones, and steps 1 and 2 load unquantised ones"
+        why = "holds unquantised weights: this step needs GPTQ ones, so take step 1 or 2, which load unquantised ones"
     raise CheckpointError(f"{folder} {why}.")
 
 
