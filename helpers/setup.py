@@ -21,8 +21,8 @@ from helpers import ROOT, errors, machine
 from helpers.errors import DiskError, PackagesError
 from helpers.machine import network
 
-OLDEST = {  # the oldest versions that the notebooks were run with (Kaggle's image of May 2026)
-    "torch": "2.10.0", "transformers": "5.0.0", "accelerate": "1.1.0", "huggingface_hub": "1.3.0", "ipywidgets": "7.7.1",
+OLDEST = {  # the oldest versions that notebooks 00 to 05 were run with, together; pandas 2.2.2 is the first for numpy 2
+    "torch": "2.10.0", "transformers": "5.0.0", "accelerate": "1.10.1", "huggingface_hub": "1.3.0", "ipywidgets": "7.7.1",
     "matplotlib": "3.9.0", "pandas": "2.2.2",
 }  # fmt: skip
 FOR_TESTS = {"nbmake"}
