@@ -1,7 +1,7 @@
 """What the notebooks call, in sixteen rooms. Each may use those above it, none below; a test holds that.
 
 errors     sentences that say what happened and what to do next
-machine/   what is this machine, how much memory is free, how busy is it? (speed: how fast does it read and compute?)
+machine/   what is this machine, how much memory is free, how busy is it? (share: limits of a container or a job. speed: how fast does it read and compute?)
 process    call a function in a process of its own
 setup      is everything here that the notebooks call?
 models/    catalogue: which model does a step load, how large is it? files: is it complete, read and written whole? hub: may I have it?

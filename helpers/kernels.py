@@ -278,7 +278,7 @@ def _copy(source, target):
         copy = target / path.relative_to(source)
         if not copy.exists():
             try:
-                with files.whole(copy) as part:
+                with files.whole(copy, setting="KERNELS_DIR") as part:
                     shutil.copyfile(path, part)
             except OSError as error:
                 print(f"The compiled kernel could not be copied to {target} ({error.strerror or error}); it works all the same.")

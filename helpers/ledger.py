@@ -15,9 +15,9 @@ from statistics import median
 from typing import NamedTuple
 
 from helpers import ROOT, kernels, loading, machine
-from helpers.errors import CourseError, ImpossibleFigureError
+from helpers.errors import CourseError, DiskError, ImpossibleFigureError
 from helpers.machine.speed import LARGEST, bandwidth
-from helpers.models import choose
+from helpers.models import choose, files
 from helpers.models.catalogue import STEPS, VARIANTS
 from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
@@ -106,8 +106,8 @@ def held(row, device, speed=None):
     for _ in range(LOOKS - 1):
         if refusal(row):
             row["bandwidth_bytes_per_s"] = max(row["bandwidth_bytes_per_s"], bandwidth(device, row["read_bytes"]))
-    if problem := refusal(row):
-        raise ImpossibleFigureError(problem)
+    if told := refusal(row):
+        raise ImpossibleFigureError(told)
     return row
 
 
@@ -136,16 +136,33 @@ def refusal(row, rows=()):
     return f"{row['title']}: {problem}. {end}" if problem else ""
 
 
+_kept = []  # (path or None, row) of what no disk has taken yet
+
+
 def append(row, path=None):
-    """Append ``row`` to the ledger in one write, so that an interruption or a second notebook cannot mix or cut lines."""
-    path = Path(path or results_dir() / "ledger.jsonl")
-    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    with open(path, "ab+", buffering=0) as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else b"\n" + line  # an earlier write was cut off: leave it, begin a new line
-        file.write(line)
-        os.fsync(file.fileno())
+    """Append ``row`` to the ledger, so that an interruption or a second notebook cannot mix or cut lines.
+
+    A row that the disk does not take is printed and kept until this kernel ends: the next call writes it, and ``read`` returns it. Then
+    DiskError is raised.
+    """
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    if (path, row) not in _kept:
+        _kept.append((path, row))
+    if told := _write_kept():
+        print(f"Not in the ledger, but kept in this kernel:\n{line}", file=sys.stderr)
+        raise DiskError(f"{told} What was measured is kept until this kernel ends.")
+
+
+def _write_kept():
+    """Write the rows that are kept; return why one was not written, or ""."""
+    problem = ""
+    for path, row in list(_kept):
+        try:
+            files.append(path or results_dir() / "ledger.jsonl", json.dumps(row, ensure_ascii=False, allow_nan=False))
+            _kept.remove((path, row))
+        except DiskError as error:
+            problem = str(error)
+    return problem
 
 
 def read(path=None, engine="transformers"):
@@ -153,11 +170,11 @@ def read(path=None, engine="transformers"):
 
     Lines that are cut off or of another kind are reported and skipped, never changed.
     """
+    _write_kept()
+    kept = [row for place, row in _kept if place == path]
     path = Path(path or results_dir() / "ledger.jsonl")
-    if not path.is_file():
-        return []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), start=1):
         if not line.strip():
             continue
         try:
@@ -167,9 +184,9 @@ def read(path=None, engine="transformers"):
             problem = "is not valid JSON (a write was cut off?)"
         if problem:
             print(f"{path.name}, line {number} {problem}: skipped.", file=sys.stderr)
-        elif engine in (None, row.get("engine", "transformers")):
+        else:
             rows.append(row)
-    return rows
+    return [row for row in rows + kept if engine in (None, row.get("engine", "transformers"))]
 
 
 def by_step(rows):
@@ -212,7 +229,7 @@ def steps(tier, missing=(), **options):
                 if not options:
                     append(rows[number])
             except CourseError as error:
-                print(f"Step {number} is missing: {error}")
+                print(f"Step {number} is {'not saved' if number in rows else 'missing'}: {error}")
     return dict(sorted(rows.items()))
 
 

@@ -8,6 +8,8 @@ import io
 from dataclasses import replace
 
 from helpers import ledger
+from helpers.errors import DiskError
+from helpers.models import files
 from helpers.models.catalogue import STEPS
 from helpers.setup import results_dir
 from helpers.timing import seconds
@@ -113,13 +115,30 @@ def show(figure, text, save_as=None):
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    if save_as:
-        (results_dir() / save_as).write_bytes(buffer.getvalue())
     image = Image(buffer.getvalue(), metadata={"alt": text})  # Colab's IPython 7 has no alt=
+    try:
+        if save_as:
+            save(save_as, buffer.getvalue())
+    except DiskError:
+        display(image)
+        raise
     if len(text) > THREE_LINES and get_ipython():
         return display(image, HTML(f"<details><summary>The chart in words</summary>{html.escape(text)}</details>"))
     print(text)
     return image
+
+
+def save(name, content):
+    """Write ``content`` (text, bytes, or what JSON can hold) as ``name`` in the results folder, whole or not at all; return its path. Raises DiskError.
+
+    First used in notebook 05.
+    """
+    path = results_dir() / name
+    if isinstance(content, (str, bytes)):
+        files.write(path, content)
+    else:
+        files.write_json(path, content, indent=1)
+    return path
 
 
 def bars(axes, rows):

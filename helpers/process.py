@@ -52,7 +52,9 @@ def _answer(name, status, output, said):
         raise ProcessError(f"{name} was killed, most likely because the memory ran out: close other notebooks and run the cell again.")
     if line is None:
         end = f"died of signal {-status}" if status < 0 else f"ended with status {status}"
-        raise ProcessError(f"{name} {end} and gave no answer: {(said.strip() or 'it said nothing').splitlines()[-1]}")
+        raise ProcessError(
+            f"{name} {end} and gave no answer: {(said.strip() or 'it said nothing').splitlines()[-1].rstrip('.')}. Run the cell again, or set up the packages again."
+        )
     try:
         found = json.loads(line)
     except ValueError:

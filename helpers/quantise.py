@@ -94,9 +94,8 @@ def save(model, tokenizer, folder):
     """Write a model that was quantised by GPTQConfig, with its configurations and tokeniser, as ``folder``, in place of an older one.
 
     In layout v1, which all GPTQ programs read (gptqmodel keeps v2 in memory, where zero points are one higher); what is not quantised in
-    float16; without the calibration text. Raises CheckpointError if the model is not one, or the disk does not take it.
+    float16; without the calibration text. Raises CheckpointError if the model is not one, and DiskError.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if not hasattr(getattr(model, "hf_quantizer", None), "optimum_quantizer"):
@@ -111,20 +110,15 @@ def save(model, tokenizer, folder):
         if name.endswith(".qzeros"):
             tensor = pack(unpack(tensor.T, quantizer.bits) - 1, quantizer.bits).T
         tensors[name] = (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
-    folder = Path(folder)
-    try:
-        with files.whole(folder) as part, loading.quiet():
-            part.mkdir()
-            save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})  # save_pretrained would take the tensors from the model
-            for each in (model.config, model.generation_config, tokenizer):
-                each.save_pretrained(part)
-            config = json.loads((part / "config.json").read_text(encoding="utf-8"))
-            config |= {"dtype": "float16", "torch_dtype": "float16", "quantization_config": settings}  # older programs ask for torch_dtype
-            for name, content in (("config.json", config), ("quantize_config.json", settings)):
-                files.write_json(part / name, content, indent=2, sort_keys=True)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{folder} could not be written ({reason}): make room, or set RESULTS_DIR to another folder.") from error
+    with files.whole(Path(folder)) as part, loading.quiet():
+        part.mkdir()
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})  # save_pretrained would take the tensors from the model
+        for each in (model.config, model.generation_config, tokenizer):
+            each.save_pretrained(part)
+        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+        config |= {"dtype": "float16", "torch_dtype": "float16", "quantization_config": settings}  # older programs ask for torch_dtype
+        for name, content in (("config.json", config), ("quantize_config.json", settings)):
+            files.write_json(part / name, content, indent=2, sort_keys=True)
 
 
 def publish(folder, repository, yes=False):
@@ -151,25 +145,21 @@ def publish(folder, repository, yes=False):
         )
     from huggingface_hub import HfApi
 
-    api, problem = HfApi(), ""
+    api, told = HfApi(), ""
     try:
         made = api.create_repo(repository, private=True, exist_ok=True)
         if not api.model_info(made.repo_id).private:
-            problem = "it exists already and is public: choose another name"
+            told = "it exists already and is public: choose another name"
         else:
             print(f"Uploading {len(files)} files, {size / 1e6:,.1f} MB, to {made.repo_id} (private).", flush=True)
             return api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="GPTQ checkpoint with its model card").commit_url
-    except hub.OUR_MISTAKES:
-        raise
     except Exception as error:
-        problem = _why_not(error, repository)
-    raise UploadError(f"{repository} was not uploaded: {problem}; {stays}.")
+        told = _why_not(error, repository)
+    raise UploadError(f"{repository} was not uploaded: {told}; {stays}.")
 
 
 def _why_not(error, repository):
     """Say in a clause why the Hub did not take an upload."""
-    if type(error).__name__ == "HFValidationError":
-        return "that is no name of a repository: write owner/name"
     if hub.status_of(error) == 403:
         return "your token may not write there: make one with the right to write on https://huggingface.co/settings/tokens"
     return hub.why(error, repository)

@@ -17,12 +17,13 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from helpers import ROOT, machine
-from helpers.errors import PackagesError
+from helpers import ROOT, errors, machine
+from helpers.errors import DiskError, PackagesError
+from helpers.machine import network
 
-OLDEST = {  # the oldest versions that the notebooks were run with (Kaggle's image of May 2026)
-    "torch": "2.10.0", "transformers": "5.0.0", "accelerate": "1.13.0", "huggingface_hub": "1.11.0", "ipywidgets": "7.7.1",
-    "matplotlib": "3.10.0", "pandas": "2.2.2",
+OLDEST = {  # the oldest versions that notebooks 00 to 05 were run with, together; pandas 2.2.2 is the first for numpy 2
+    "torch": "2.10.0", "transformers": "5.0.0", "accelerate": "1.10.1", "huggingface_hub": "1.3.0", "ipywidgets": "7.7.1",
+    "matplotlib": "3.9.0", "pandas": "2.2.2",
 }  # fmt: skip
 FOR_TESTS = {"nbmake"}
 
@@ -32,6 +33,8 @@ def prepare(requirements=ROOT / "requirements.txt"):
 
     Raises PackagesError, before anything is fetched, if what is there cannot work.
     """
+    if wrong := network.endpoint():
+        raise PackagesError(f"The libraries cannot be imported, because {wrong}.")
     use_roomy_cache()
     machine.hide_unusable()
     _add(pins(requirements))
@@ -106,11 +109,10 @@ def pip(*arguments):
         raise PackagesError(f"Packages are missing and this Python has no pip to add them: run {sys.executable} -m ensurepip, then this cell again.")
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        errors = re.findall(r"^(?:ERROR|error): (.*)$", done.stderr, flags=re.M) or done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise PackagesError(
-            f"Packages could not be added ({errors[0]}): check the network (on Kaggle: Settings > Turn on internet) and run this cell"
-            " again; nothing was changed."
-        )
+        reasons = re.findall(r"^(?:ERROR|error): (.*)$", done.stderr, flags=re.M) or done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        told = network.trouble(OSError(done.stderr)) or errors.disk_trouble(OSError(done.stderr), "TMPDIR")
+        advice = told or f"{reasons[0]}: check the network (on Kaggle: Settings > Turn on internet)"
+        raise PackagesError(f"Packages could not be added, {advice} and run this cell again; nothing was changed.")
 
 
 def use_roomy_cache():
@@ -124,9 +126,16 @@ def use_roomy_cache():
 
 
 def results_dir():
-    """The folder for everything that a run leaves: the environment variable RESULTS_DIR, by default ``results/`` in the project."""
-    folder = ROOT / (os.environ.get("RESULTS_DIR") or "results")  # a relative path counts from the project
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder for everything that a run leaves: the environment variable RESULTS_DIR, by default ``results/`` in the project.
+
+    Raises DiskError if it is no folder and cannot be made.
+    """
+    folder = ROOT / Path(os.environ.get("RESULTS_DIR") or "results").expanduser()  # a relative path counts from the project
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = errors.disk_trouble(error, "RESULTS_DIR", errors.FULL | errors.CLOSED | errors.NO_FOLDER) or f"{error}: set RESULTS_DIR to another one"
+        raise DiskError(f"The results folder {folder} cannot be used, {told}.") from None
     return folder
 
 

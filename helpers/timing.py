@@ -184,7 +184,7 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
     user_end, system_end = machine.cpu_times()
     new = output[0, ids.shape[1] :].tolist()
     if len(new) != new_tokens:
-        raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
+        raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong, so load the model anew.")
     if not first.scores.nan_to_num(torch.inf).lt(torch.inf).all():  # -inf keeps the end of text away
         library.check_finite(model, output, surely=True)
     return Call(user_end - user, system_end - system, end - start, first.time - start, len(new), load.stop().others), new
@@ -201,7 +201,7 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
     from tqdm.auto import trange
 
     if warmups < 0 or repeats < 0:
-        raise TokenCountError(f"warmups is {warmups} and repeats is {repeats}: both must be 0 or more.")
+        raise TokenCountError(f"warmups is {warmups} and repeats is {repeats}: give 0 or more for both.")
     cold, ids = cold or generate_once(model, tokenizer, prompt, new_tokens, **options)
     inputs = tokenise(model, tokenizer, prompt, new_tokens)
     gpus = range(torch.cuda.device_count()) if model.device.type == "cuda" else ()

@@ -468,7 +468,7 @@ def test_folders_of_older_programs_say_what_they_have(tmp_path, name, change, wo
     change(folder)
     fails(lambda: loading.load(own(3 if "gptq" in name else 2, folder)), *words, kind=CheckpointError)
     if "gptq" in name:
-        fails(lambda: loading.load(own(2, folder)), "holds gptq weights", "steps 3 and 4 load GPTQ", kind=CheckpointError)
+        fails(lambda: loading.load(own(2, folder)), "holds gptq weights", "take step 3 or 4, which load GPTQ", kind=CheckpointError)
 
 
 def test_what_these_sentences_advise_works(tmp_path):

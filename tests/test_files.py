@@ -8,7 +8,7 @@ import time
 import pytest
 
 from helpers import machine
-from helpers.errors import NotEnoughMemoryError
+from helpers.errors import DiskError, NotEnoughMemoryError
 from helpers.models import files
 
 
@@ -37,12 +37,12 @@ def test_two_programs_write_one_after_the_other_and_the_second_finds_it(tmp_path
 def test_who_holds_the_lock_and_dies_keeps_nobody_waiting(tmp_path):
     worker = multiprocessing.get_context("spawn").Process(target=slowly, args=(tmp_path / "folder", tmp_path / "counter"))
     worker.start()
-    while not (tmp_path / "folder.partial").exists():
+    while not list(tmp_path.glob("folder.*.partial")):
         time.sleep(0.01)
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     slowly(tmp_path / "folder", tmp_path / "counter")
-    assert (tmp_path / "folder" / "content").read_text() == "all of it" and not (tmp_path / "folder.partial").exists()
+    assert (tmp_path / "folder" / "content").read_text() == "all of it" and not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -59,10 +59,33 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(NotEnoughMemoryError, match=r"x could not be written \(\[Errno 28\] full\): make room, or set HERE to another disk"):
-        with files.whole(tmp_path / "x", need=1, setting="HERE"):
+    with pytest.raises(DiskError, match="x could not be written, the disk is full: make room, or set HERE to a folder on another disk; then run this again"):
+        with files.whole(tmp_path / "x", setting="HERE"):
             raise OSError(28, "full")
     monkeypatch.setattr(machine, "disk", lambda _: 10)
     with pytest.raises(NotEnoughMemoryError, match="takes 1.0 GB and 0.0 GB of the disk are free"), files.whole(tmp_path / "x", need=1e9):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [(OSError(122, "x"), "your quota on the disk is used up: make room"), (OSError("I/O error: Disk quota exceeded (os error 122)"), "your quota"),
+     (RuntimeError("PytorchStreamWriter failed: No space left on device"), "the disk is full"), (OSError("80 requested and 12 written"), "took only a part"),
+     (OSError(30, "x"), "read-only: set HERE to a folder that you may write to"), (OSError(13, "x"), "you may not write there")],
+)  # fmt: skip
+def test_what_a_disk_says_becomes_a_sentence(tmp_path, error, words):
+    with pytest.raises(DiskError, match=words), files.whole(tmp_path / "x", setting="HERE"):
+        raise error
+    with pytest.raises(DiskError, match=words), files.whole(tmp_path / "x", setting="HERE"):
+        try:
+            raise error
+        except Exception as cause:
+            raise ValueError("the library's own words") from cause
+
+
+@pytest.mark.parametrize("error", [OSError(2, "No such file", "/somewhere/source"), OSError(13, "no", "/somewhere/source"), ValueError("x"), KeyError("y")])
+def test_other_errors_pass_and_are_not_blamed_on_the_disk(tmp_path, error):
+    with pytest.raises(type(error)) as raised, files.whole(tmp_path / "x"):
+        raise error
+    assert raised.value is error and not list(tmp_path.iterdir())

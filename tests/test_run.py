@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import nbformat
 import psutil
@@ -64,7 +65,7 @@ def test_a_failing_cell_is_one_sentence_and_what_ran_is_saved(folder, capsys):
     assert "01_a.ipynb stopped: DeviceError: no GPU: use the CPU." in captured.err and "Traceback" not in captured.err
     assert "02_b" not in captured.out
     executed = nbformat.read(folder / "results" / "01_a.ipynb", as_version=4)
-    assert executed.cells[1].outputs[0].text == "before\n" and not executed.cells[2].outputs
+    assert executed.cells[1].outputs[0].text == "before\n" and not executed.cells[3].outputs
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -105,6 +106,27 @@ def test_kernels_of_several_notebooks_are_copies_and_share_nothing(folder, monke
     assert run.main([]) == 0
     first, second = (told(folder / "results" / name) for name in ("01_a.ipynb", "02_b.ipynb"))
     assert not first["torch"] and first["parent"] == os.getpid()
+
+
+@pytest.mark.parametrize("python", ["/opt/gone/bin/python", "/bin/false"])
+def test_a_kernel_of_another_python_is_not_taken(folder, monkeypatch, python):
+    (folder / "kernels" / "python3").mkdir(parents=True)
+    spec = {"argv": [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder))
+    write(folder, "01_a.ipynb", "import sys; sys.executable")
+    assert run.main([]) == 0
+    executed = nbformat.read(folder / "results" / "01_a.ipynb", as_version=4)
+    assert executed.cells[1].outputs[0].data["text/plain"] == repr(sys.executable)
+
+
+def test_a_kernel_that_does_not_start_is_a_sentence(folder, capsys, monkeypatch):
+    write(folder, "01_a.ipynb", "1")
+    (folder / "ipykernel_launcher.py").write_text("raise ImportError('no ipykernel')")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{run.ROOT}")
+    assert run.main([]) == 1
+    said = capsys.readouterr().err
+    assert f"the kernel of {sys.executable} does not start" in said and "Traceback" not in said.split("01_a.ipynb stopped")[1]
 
 
 def test_unknown_tier(folder, capsys, monkeypatch):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+from helpers.models import files
 from tools import ROOT
 
 REPOSITORY = "OWNER/NAME"  # of the course on GitHub; OWNER/NAME: not published yet
@@ -140,7 +141,7 @@ def main(repository="", root=ROOT):
     texts = written(repository, root)
     for path, text in texts.items():
         if path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8", newline="\n")
+            files.write(path, text)
     print(f"{sum(path.suffix == '.ipynb' for path in texts)} notebooks and the pages beside them now belong to github.com/{repository}.")
     return 0
 

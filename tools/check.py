@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 
+from helpers.models import files
 from tools import ROOT, badges
 
 FIX = "make format mends what can be mended (without make: python -m tools.check --fix)."
@@ -50,7 +51,7 @@ def versions(fix):
     before = path.read_text(encoding="utf-8")
     text = re.sub(r"\b([\w-]+)==[\w.]+", lambda found: f"{found[1]}=={pins.get(found[1], '?')}", before)
     if fix and text != before:
-        path.write_text(text, encoding="utf-8", newline="\n")
+        files.write(path, text)
     elif text != before:
         print(f"{path.name}: other versions than in requirements/check.txt")
     return fix or text == before

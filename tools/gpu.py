@@ -11,13 +11,14 @@
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from helpers.models import files
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv-gpu" / ("Scripts" if os.name == "nt" else "bin")
@@ -48,7 +49,7 @@ def environment(wheels=None):
         subprocess.run([sys.executable, "-m", "venv", str(BIN.parent)], check=True)
         own = subprocess.run([str(BIN / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True)
         theirs = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-        (Path(own.stdout.strip()) / "packages-of-the-machine.pth").write_text("\n".join(theirs) + "\n", encoding="utf-8")
+        files.write(Path(own.stdout.strip()) / "packages-of-the-machine.pth", "\n".join(theirs) + "\n")
     program = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from helpers import setup
@@ -65,7 +66,7 @@ print("\\n".join([f"{{name}}=={{pin}}" for name, pin in wanted.items() if setup.
             [str(BIN / "python"), "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"], capture_output=True, text=True, check=True
         )
         keep = [line for line in listing.stdout.splitlines() if not line.startswith(("pip==", "setuptools=="))]  # these two are the environment's own
-        frozen.write_text("\n".join(keep), encoding="utf-8")
+        files.write(frozen, "\n".join(keep))
         offline = ["--no-index", "--find-links", str(wheels)] if wheels else []
         pip = [str(BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", str(frozen), *offline]
         tries = (subprocess.run([*pip, *how, *missing], capture_output=True, text=True) for how in ([], ["--no-deps"]))
@@ -105,7 +106,7 @@ def record(folder, steps, end, device=None, **options):
     from helpers import benchmark, machine
     from helpers.article import breakdown
 
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     (folder / "ledger.jsonl").unlink(missing_ok=True)  # of an earlier run
     os.environ["RESULTS_DIR"] = str(folder)
     os.environ.setdefault("SYNTHETIC_DIR", str(ROOT / "synthetic"))
@@ -124,14 +125,14 @@ def record(folder, steps, end, device=None, **options):
     for sentence in left_out.items():
         print("Not measured:", *sentence)
     (folder / "threads.json").unlink(missing_ok=True)  # of a run on a CPU: each row has its threads
-    (folder / "machine.json").write_text(json.dumps(about(compiled, left_out), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_json(folder / "machine.json", about(compiled, left_out), indent=1)
     if not rows:
         return True
     named = [row | {"recorded": folder.name} for row in rows]
     write_table(folder, named, benchmark.table(rows))
     kernel = "\n".join(dict.fromkeys(f"{row['title']}: {row['kernel']}" for row in rows if row["kernel"]))
     text = f"GPTQ kernels\n{kernel}\n\nMemory, GB\n{memory_table(rows).to_string()}\n"
-    (folder / "gpu.txt").write_text(text, encoding="utf-8")
+    files.write(folder / "gpu.txt", text)
     print(f"\n{(folder / 'table.txt').read_text(encoding='utf-8')}\n{text}")
     breakdown.operations_chart(named, save_as=folder / "operations.png")
     breakdown.waterfall_chart(named, save_as=folder / "waterfall.png")

@@ -4,7 +4,10 @@ Source: ``data/recorded/cpu-2-cores-engines-llama-2/engines.jsonl``, Llama-2 7B'
 11 and 12 measured them. A test compares the README's text with the sentence.
 """
 
+import io
+
 from helpers import ledger
+from helpers.models import files
 from tools import ROOT
 
 ROWS = ROOT / "data" / "recorded" / "cpu-2-cores-engines-llama-2" / "engines.jsonl"
@@ -61,7 +64,9 @@ def draw(path=FILE):
         axes.margins(y=0.15)
     date = ledger.read(ROWS, engine=None)[0]["date"][:10]
     figure.supxlabel(f"A model of Llama-2 7B's shape (random numbers), on two cores of an AMD EPYC, no graphics card. Recorded on {date}.", fontsize=8.5)
-    figure.savefig(path, dpi=110, metadata={"Software": None, "Description": text()})
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None, "Description": text()})
+    files.write(path, picture.getvalue())
 
 
 if __name__ == "__main__":

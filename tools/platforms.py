@@ -13,6 +13,7 @@ import re
 import sys
 import urllib.request
 
+from helpers.models import files
 from tools import ROOT
 
 FOLDER = ROOT / "platforms"
@@ -64,7 +65,6 @@ def kaggle():
 
 def main(names=(), folder=FOLDER):
     """Write colab.txt and kaggle.txt (or only those of ``names``) into ``folder``; return how many could not be made."""
-    folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     for name in names or ("colab", "kaggle"):
         try:
@@ -73,7 +73,7 @@ def main(names=(), folder=FOLDER):
             print(f"{name}: {error}", file=sys.stderr)
             failed += 1
             continue
-        (folder / f"{name}.txt").write_text(f"# Python {python}\n{text}", encoding="utf-8")
+        files.write(folder / f"{name}.txt", f"# Python {python}\n{text}")
         print(f"{folder / name}.txt: Python {python}, {sum('==' in line for line in text.splitlines())} packages with a version")
     return failed
 

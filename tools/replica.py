@@ -23,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from helpers.models import files
 from tools import ROOT
 
 PYTHON = {"colab": "3.13", "kaggle": "3.12"}  # where the list's file name begins so and its first line names none
@@ -111,7 +112,7 @@ def build(environment, platform_list, python, extra):
     run(uv(), "venv", "--quiet", "--python", interpreter(python), str(environment))
     requirements = environment / "requirements.txt"
     while True:
-        requirements.write_text("\n".join(wanted), encoding="utf-8")
+        files.write(requirements, "\n".join(wanted))
         done = install(environment, "--no-deps", "-r", str(requirements), check=False)
         if not done.returncode:
             break
@@ -141,7 +142,7 @@ def install(environment, *arguments, check=True):
 def try_out(environment, folder):
     """Run every notebook alone in a folder of its own; return what went wrong, a sentence each."""
     course = publish(environment, folder)
-    (folder / "gitconfig").write_text(f'[url "file://{folder}/remote/"]\n\tinsteadOf = https://github.com/\n', encoding="utf-8")
+    files.write(folder / "gitconfig", f'[url "file://{folder}/remote/"]\n\tinsteadOf = https://github.com/\n')
     variables = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "RESULTS_DIR", "PYTHONHOME")}
     variables |= {"TIER": "embedded", "GIT_CONFIG_GLOBAL": str(folder / "gitconfig"), "PATH": f"{environment / 'bin'}:{os.environ['PATH']}"}
     before, problems = packages(environment), []
@@ -177,8 +178,8 @@ def try_out(environment, folder):
 def publish(environment, folder):
     """Commit this working tree, with its address set, into a git repository under ``folder``/remote; return its folder."""
     course = folder / "remote" / ADDRESS
-    files = run("git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
-    for file in files:
+    listed = run("git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
+    for file in listed:
         if (ROOT / file).is_file():
             (course / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, course / file)

@@ -3,6 +3,7 @@
 A name is the beginning of a notebook's file name, e.g. ``03``; without names, all notebooks run.
 """
 
+import atexit
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from helpers import ROOT, process, setup
 from helpers.errors import CourseError
-from helpers.models import choose
+from helpers.models import choose, files
 
 NOTEBOOKS = ROOT / "notebooks"
 LEFT = (
@@ -26,7 +27,12 @@ def execute(path, output):
     then is saved.
     """
     import nbformat  # importing these two takes three seconds: after the first line is printed
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
     from nbclient import NotebookClient
+
+    class OwnPython(AsyncKernelManager):  # a kernel "python3" that is installed may be another Python's, or one that is gone
+        kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="Python 3", language="python")
 
     notebook = nbformat.read(path, as_version=4)
     code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
@@ -44,6 +50,7 @@ def execute(path, output):
     client = NotebookClient(
         notebook,
         timeout=None,
+        kernel_manager_class=OwnPython,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         extra_arguments=["--IPKernelApp.log_level=40"],  # no warnings about how the kernel is reached
@@ -53,7 +60,8 @@ def execute(path, output):
     try:
         client.execute()
     finally:
-        nbformat.write(notebook, output)
+        atexit.unregister(client._cleanup_kernel)  # of a kernel that did not start it says a traceback when this program ends
+        files.write(output, nbformat.writes(notebook) + "\n")
 
 
 def main(names):
@@ -93,6 +101,13 @@ def _run(paths, results):
             return 1
         except DeadKernelError:
             print(f"\n{path.name} stopped: its kernel died, most likely because the memory ran out. Set TIER=embedded.", file=sys.stderr)
+            return 1
+        except CourseError as error:  # the executed notebook finds no room
+            print(f"\n{path.name}: {error}", file=sys.stderr)
+            return 1
+        except RuntimeError as error:  # it ended before it answered
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"\n{path.name} stopped: the kernel of {sys.executable} does not start ({reason}): run make clean, then make run again.", file=sys.stderr)
             return 1
         print(f"  done in {time.perf_counter() - started:.1f} s", flush=True)
     comparison = results / "comparison.md"

@@ -6,6 +6,7 @@ What notebooks left (comparison, quality) stays as it is.
 from helpers import ROOT, benchmark, ledger, plots
 from helpers.article import breakdown
 from helpers.engines import timed
+from helpers.models import files
 
 
 def draw(root=ROOT / "data" / "recorded"):
@@ -24,7 +25,7 @@ def draw(root=ROOT / "data" / "recorded"):
 
 def write_table(folder, rows, table):
     """Write ``table`` (pandas.DataFrame) as ``folder``/table.txt, with where its ``rows`` were recorded."""
-    (folder / "table.txt").write_text(f"{plots.where(rows[0])}\n{table.to_string()}\n", encoding="utf-8")
+    files.write(folder / "table.txt", f"{plots.where(rows[0])}\n{table.to_string()}\n")
 
 
 if __name__ == "__main__":

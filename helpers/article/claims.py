@@ -61,6 +61,11 @@ def recorded(rows, quality):
     return Evidence(f"{plots.where(rows[-1])}, {size(rows)} ({rows[-1]['recorded']})", ledger.by_step(rows), quality)
 
 
+def save(report):
+    """Write ``report`` (Markdown) as ``claims.md`` in the results folder and return its path. Raises DiskError. First used in notebook 09."""
+    return plots.save("claims.md", f"# The article, claim by claim\n\n{report}\n")
+
+
 def savings(found):
     """Say which changes from step 1 to step 4 saved most of the time (two at most), from ``found.steps``; "" if none did for sure."""
     parts = [(part.what, part.after - part.before) for part in breakdown.changes(found.steps) if part.sign == -1]

@@ -15,7 +15,7 @@ from statistics import median
 from helpers import kernels, ledger, machine, plots, process, setup
 from helpers.benchmark.job import LIBRARIES, Job
 from helpers.errors import CourseError, PromptError, TokenCountError, UnknownStepError
-from helpers.models import choose, hub
+from helpers.models import choose, files, hub
 from helpers.timing import PROMPT, Call, iqr, seconds
 
 ROUNDS = 2
@@ -40,11 +40,11 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
     from tqdm.auto import tqdm
 
     if rounds < 1 or min([*options.get("batches", (1,)), *(n for n in options.get("prompt_tokens", ()) if n is not None)], default=1) < 1:
-        raise PromptError("Rounds, batch sizes and prompt lengths are 1 or more.")
+        raise PromptError("A number of rounds, a batch size or a prompt length is below 1: give whole numbers from 1 on.")
     if options.get("repeats", 1) < 1 or options.get("warmups", 0) < 0:
-        raise TokenCountError("A benchmark needs at least 1 repeat, and no fewer than 0 warm-ups.")
+        raise TokenCountError("The benchmark was asked for less than 1 repeat or less than 0 warm-ups: give more of them.")
     if not keys or options.get("layers") and not all(sizes):
-        raise UnknownStepError("Name at least one step; and a number of layers only together with a size.")
+        raise UnknownStepError("No step is named, or a number of layers without a size: name at least one step, and give layers with a size only.")
     for key in keys:
         choose.get_step(key, tier="embedded")  # an unknown one is said before anything runs
     tier = choose.choose_tier(tier)[0]
@@ -82,7 +82,7 @@ def _begin(jobs, path):
         id = unfinished.read_text(encoding="utf-8")
         return id, [row for row in ledger.read(path) if row.get("run") == id], unfinished
     id = f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}-{mark}"
-    unfinished.write_text(id, encoding="utf-8")
+    files.write(unfinished, id)
     return id, [], unfinished
 
 

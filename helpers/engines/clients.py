@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from helpers import ROOT, ledger, machine
 from helpers.errors import CourseError
+from helpers.machine import network
 from helpers.timing import iqr, seconds
 
 TIMEOUT, LIMIT = 60, 20  # seconds: for one request; after which no further one is sent
@@ -173,7 +174,7 @@ def prompts(count, words=24):
     """Return ``count`` different stretches of ``words`` words of the held-out text, so that no server can answer from an earlier prompt's cache."""
     text = (ROOT / "data" / "text" / "heldout.txt").read_text(encoding="utf-8").split()
     if count * words > len(text):
-        raise EndpointError(f"The held-out text has {len(text)} words: {count} prompts of {words} would begin to repeat.")
+        raise EndpointError(f"The held-out text has {len(text)} words: {count} prompts of {words} would begin to repeat, so ask for fewer or shorter ones.")
     return [" ".join(text[n * words : (n + 1) * words]) for n in range(count)]
 
 
@@ -185,7 +186,7 @@ async def measure(endpoint, prompts, concurrency, new_tokens, timeout=TIMEOUT, l
     """
     import aiohttp
 
-    if urlsplit(endpoint.url).scheme not in ("http", "https"):
+    if not network.is_address(endpoint.url):
         raise EndpointError(f"{endpoint.url!r} is no address: write it in full, for example http://127.0.0.1:8000/v1.")
     key = os.environ.get(endpoint.key_variable, "") if endpoint.key_variable else ""
     local = urlsplit(endpoint.url).hostname in ("127.0.0.1", "localhost", "::1")
@@ -288,6 +289,8 @@ def _why(error, endpoint, timeout):
     """Say in a sentence what stopped a request."""
     import aiohttp
 
+    if told := network.trouble(error, endpoint.url):
+        return f"{endpoint.url} cannot be asked: {told}."
     url, status, variable = endpoint.url, getattr(error, "status", None), endpoint.key_variable
     if isinstance(error, TimeoutError):
         return f"{url} did not finish an answer within {timeout:g} s: give it more time, ask for fewer tokens, or ask less at once."
@@ -300,7 +303,8 @@ def _why(error, endpoint, timeout):
         what = f"{'/chat' * endpoint.chat}/completions or the model {endpoint.model!r} (HTTP {status})"
         return f"{url} does not know {what}: check the address (it usually ends in /v1) and the model, or try chat={not endpoint.chat}."
     if isinstance(error, _Refused):
-        return f"{url} refused the request (HTTP {status}): {error.said}." if status else f"{url} reported an error in its answer: {error.said}."
+        how = f"refused the request (HTTP {status})" if status else "reported an error in its answer"
+        return f"{url} {how}: {error.said}. Change what is asked for, or look into the server's log."
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"Nobody answers at {url}: start the server, or check address and port."
     if isinstance(error, (aiohttp.ServerConnectionError, aiohttp.ClientPayloadError, aiohttp.ClientOSError)):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import Request, urlopen
 
 from helpers import setup
 from helpers.engines import timed
@@ -95,7 +95,7 @@ def quantise(matrix, type):
     block, size = gguf.GGML_QUANT_SIZES[kind]
     columns = matrix.shape[1]
     if columns % block:
-        raise UnknownFormatError(f"Rows of {columns} numbers cannot be written as {type}: its blocks have {block}.")
+        raise UnknownFormatError(f"Rows of {columns} numbers cannot be written as {type}: its blocks have {block}, so choose another type.")
 
     def blocks(rows):
         rows = np.ascontiguousarray(rows, dtype=np.float32)
@@ -284,7 +284,7 @@ def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
     request = {"prompt": ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
     server.handle_completions(request | {"stream": True, "verbose": True, "return_tokens": True} | options, receive)
     if refused := [chunk["error"]["message"] for chunk in chunks if "error" in chunk]:
-        raise PromptError(f"llama.cpp refused the request: {refused[0]}.")
+        raise PromptError(f"llama.cpp refused the request: {refused[0]}. Take a shorter prompt or fewer tokens, or other options.")
     return [token for chunk in chunks for token in chunk["__verbose"]["tokens"]], chunks
 
 
@@ -334,5 +334,5 @@ def detokenise(server, ids):
 def _ask(server, path, **content):
     """The answer of one of the server's HTTP addresses, on this machine."""
     request = Request(f"{server.listening_address}/{path}", json.dumps(content).encode(), {"Content-Type": "application/json"})
-    with build_opener(ProxyHandler({})).open(request, timeout=60) as answer:  # never through a proxy
+    with urlopen(request, timeout=60) as answer:
         return json.load(answer)

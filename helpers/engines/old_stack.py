@@ -123,8 +123,8 @@ def uv():
     if setup.installed("uv") is None:
         try:
             setup.add("uv")
-        except PackagesError as error:
-            raise PackagesError(f"uv, which builds the environment, is missing. {error}") from None
+        except PackagesError as told:
+            raise PackagesError(f"uv, which builds the environment, is missing. {told}") from None
     from uv import find_uv_bin
 
     return find_uv_bin()
@@ -264,7 +264,7 @@ def _measure(job, dtype):
     with torch.no_grad():
         logits = model(ids[None, :-1].to(model.device)).logits[0].float().cpu()
     if not logits.isfinite().all():
-        raise CourseError(f"The model's output in {dtype} is not finite, so nothing measured on it counts.")
+        raise CourseError(f"The model's output in {dtype} is not finite, so nothing measured on it counts: take another checkpoint, or today's libraries.")
     kernel = type(model.model.layers[0].self_attn.q_proj)
     # on a GPU torch 2.2's profiler calls its figures by other names than today's
     operations = timing.decode_step(model, ids[None].to(model.device)) if job["device"] == "cpu" else None

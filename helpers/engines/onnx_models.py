@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from helpers import loading, setup
+from helpers import errors, loading, setup
 from helpers.engines import timed
 from helpers.errors import CheckpointError, PromptError
 from helpers.loading import library
@@ -76,6 +76,8 @@ def _build(words):
             runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
         return ""
     except (Exception, SystemExit) as error:  # whatever the builder stumbles over; argparse exits
+        if errors.disk_trouble(error, "RESULTS_DIR"):
+            raise  # files.whole says it
         text = said.getvalue().strip() if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
         return (text or "it said nothing").splitlines()[-1]
     finally:
@@ -142,7 +144,9 @@ def _generator(model, ids, new_tokens):
         generator = onnxruntime_genai.Generator(model, parameters)
         generator.append_tokens(ids)
     except (RuntimeError, ValueError) as error:
-        raise PromptError(f"ONNX Runtime refused the prompt of {len(ids)} tokens with {new_tokens} new ones: {str(error).splitlines()[0]}") from None
+        raise PromptError(
+            f"ONNX Runtime refused the prompt of {len(ids)} tokens with {new_tokens} new ones: {str(error).splitlines()[0]}. Take fewer."
+        ) from None
     return generator
 
 
@@ -177,7 +181,7 @@ def tensor(folder, name):
 
     entry = next((t for t in _graph(folder).initializer if t.name == name), None)
     if entry is None:
-        raise CheckpointError(f"{folder} has no tensor {name}: onnx_models.weights lists those that it has.")
+        raise CheckpointError(f"{folder} has no tensor {name}: choose one that onnx_models.weights lists.")
     return to_array(entry, str(folder))
 
 

@@ -18,15 +18,16 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import urlopen
 
 from helpers import ROOT, kernels, machine, setup
 from helpers.engines import clients
 from helpers.engines import llamacpp as engine
 from helpers.errors import CourseError, UnknownFormatError
 from helpers.loading import library
-from helpers.models import choose
+from helpers.models import choose, files
 
 HOST = "127.0.0.1"
 PACKAGES = ("transformers", "torch", "xllamacpp", "aiohttp", "fastapi", "uvicorn")
@@ -83,8 +84,8 @@ class Server:
         if self.process.poll() is not None:
             status = self.process.returncode
             how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            again = " Start it again." if status < 0 else ""
-            raise ServerError(f"{self.name} ended {how}. {self.last_words()}{again}")
+            change = "" if status < 0 else "change what it was started with, and "
+            raise ServerError(f"{self.name} ended {how}. {self.last_words()} Then {change}start it again.")
 
     def last_words(self):
         """Say the last line of the log that names an error, else the last line, and where the log is."""
@@ -201,9 +202,9 @@ def llamacpp(path, threads, readers=32, tokens=PAGE, port=None, **settings):
 def healthy(url, timeout=2):
     """Whether the server at ``url`` (http://host:port/v1) says on its ``/health`` that it is healthy."""
     try:
-        with build_opener(ProxyHandler({})).open(f"{url.removesuffix('/v1')}/health", timeout=timeout) as answer:
+        with urlopen(f"{url.removesuffix('/v1')}/health", timeout=timeout) as answer:
             return answer.status == 200
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return False
 
 
@@ -211,10 +212,10 @@ def _start(name, what, options, port, model, no_end, device, threads, variables=
     """Start the process ``what`` + ``options`` and wait until it is healthy. no_end: the request's fields for "no end of text"."""
     port = _free(port)
     log = setup.results_dir() / "logs" / f"server-{re.sub('[^a-z0-9]+', '-', name.lower())}-{port}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    files.write(log, "")  # what goes into it comes from the process
     command = [sys.executable, "-m", "helpers.engines.serving", *what, "--host", HOST, "--port", str(port), *options]
     started = time.perf_counter()
-    with open(log, "wb") as output:
+    with open(log, "ab") as output:
         pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, cwd=ROOT, env=environment(threads) | (variables or {}), start_new_session=True, **pipes)
     server = Server(name, clients.Endpoint(f"http://{HOST}:{port}/v1", model, extra=no_end), process, log, command[3:], machine.device_name(device), threads)
@@ -223,7 +224,9 @@ def _start(name, what, options, port, model, no_end, device, threads, variables=
         while not healthy(server.url):
             server.check()
             if time.perf_counter() - started > PATIENCE:
-                raise ServerError(f"{name} is not healthy after {PATIENCE} s. {server.last_words()}")
+                raise ServerError(
+                    f"{name} is not healthy after {PATIENCE} s. {server.last_words()} Start it again when the machine is quiet, with a smaller model or fewer readers."
+                )
             time.sleep(0.1)
         server.check()  # who answered was not another program on that port
     except BaseException:  # an interrupt too
@@ -234,11 +237,15 @@ def _start(name, what, options, port, model, no_end, device, threads, variables=
 
 
 def _free(port):
-    """``port``, or one that is free. Raises ServerError if it is taken."""
+    """``port``, or one that is free for None. Raises ServerError if it is none, or taken."""
+    if port is not None and (isinstance(port, bool) or not str(port).isdecimal() or not 0 < int(port) < 2**16):
+        raise ServerError(f"{port!r} is no port: give a whole number from 1 to 65535, or leave the port out, and a free one is found.")
     with socket.socket() as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            place.bind((HOST, port or 0))
+            place.bind((HOST, int(port or 0)))
+        except PermissionError:
+            raise ServerError(f"Port {port} may not be used by you: give one from 1024 on, or leave the port out, and a free one is found.") from None
         except OSError as error:
             raise ServerError(f"Port {port} is taken ({error.strerror}): another program has it; leave the port out, and a free one is found.") from None
         return place.getsockname()[1]

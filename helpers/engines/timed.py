@@ -38,7 +38,9 @@ def answer_once(answer, new_tokens=NEW_TOKENS):
     user_end, system_end = machine.cpu_times()
     load.stop()
     if len(new) != new_tokens or not first:
-        raise TokenCountError(f"The engine returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong.")
+        raise TokenCountError(
+            f"The engine returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong; take another prompt, or forbid the end of the text."
+        )
     return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens, load.others), new
 
 

@@ -153,7 +153,7 @@ def _why_not(error, step, device, plan, report, part):
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     by_kernel = any("gptqmodel" in Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__))
     if plan is not None and plan.kernel and by_kernel:
-        return KernelError(f"{kernels.NAMES[plan.kernel]} failed while {step.title} was loaded ({said}).")
+        return KernelError(f"{kernels.NAMES[plan.kernel]} failed while {step.title} was loaded ({said}): choose another kernel, or set TIER=embedded.")
     if isinstance(error, ImportError):
         missing = f"The package {error.name} is missing" if isinstance(error, ModuleNotFoundError) and error.name else "A library cannot be used"
         return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. Run the set-up cell again, or set TIER=embedded.")

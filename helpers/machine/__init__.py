@@ -20,12 +20,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from helpers.errors import DeviceError, NotEnoughMemoryError
+from helpers.machine import network, share
 
 try:
     from resource import RUSAGE_SELF, getrusage  # finer than os.times, which counts in hundredths
 except ImportError:  # Windows
     getrusage = None
 OLDEST_CAPABILITY = (7, 5)  # Turing (T4, RTX 20): today's torch has no kernels for older GPUs, e.g. Kaggle's P100 (6.0)
+network.direct()
 TICK = 0.01  # seconds: what processor time is counted in
 QUIET = 0.3  # cores: what other programs may use while something is measured
 NATIVE_BF16 = (8, 0)  # Ampere: NVIDIA, CUDA C++ Programming Guide, table of arithmetic by compute capability
@@ -110,17 +112,12 @@ def unusable_gpu():
 
 
 def host_memory():
-    """Return (total, available) bytes of the host's memory; in a container, of its share."""
+    """Return (total, available) bytes of the host's memory; in a container or a job with a limit, of its share."""
     import psutil
 
     memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
-    with contextlib.suppress(OSError, ValueError, KeyError):  # Linux's cgroup v2; "max" means no limit
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        parts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        used -= int(parts["inactive_file"])  # cached files, which the system gives up when programs need the memory
-        total, free = min(total, limit), min(free, limit - used)
-    return total, free
+    limits = [(memory.total, memory.available), *share.memory()]
+    return min(total for total, _ in limits), min(free for _, free in limits)
 
 
 @contextlib.contextmanager
@@ -237,8 +234,9 @@ def device_name(device=None):
 
 
 def cores():
-    """How many cores this process may use (a hyperthread counts as one)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use (a hyperthread counts as one): those that it may run on, at most as many whole ones as its quota pays for."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, max(1, int(share.cores() or count)))
 
 
 def last_level_cache():

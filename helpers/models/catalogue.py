@@ -27,7 +27,7 @@ def read_json(folder, name):
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{folder} has no readable {name}: it is not a checkpoint, or a download was cut off.")
+        raise CheckpointError(f"{folder} has no readable {name}: it is not a checkpoint, or a download was cut off: check the path, or fetch it again.")
     return content
 
 
@@ -56,7 +56,7 @@ class Shape:
         """Read the shape from ``folder/config.json``, GPTQ's bits and groups with it. Raises CheckpointError unless it is a Llama's."""
         config = read_json(folder, "config.json")
         if config.get("model_type") != "llama":
-            raise CheckpointError(f"{folder} holds a {config.get('model_type')!r} model: this course loads Llama checkpoints only.")
+            raise CheckpointError(f"{folder} holds a {config.get('model_type')!r} model: this course loads Llama checkpoints only, so take one of those.")
         *sizes, heads = (config.get(name) for name in cls.NAMES)
         if not all(isinstance(size, int) and size > 0 for size in (*sizes, heads)):
             raise CheckpointError(f"{folder}/config.json lacks a size of the model: fetch or build the checkpoint again.")

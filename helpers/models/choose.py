@@ -55,10 +55,7 @@ def _why_not_hub():
         need, beside = shape.weight_bytes(format), beside_weights(shape, format)
         if not spread(need, have, beside):
             return f"the four steps need {(need + beside) / 1e9:.1f} GB of GPU memory and there are {sum(have) / 1e9:.1f} GB"
-    try:
-        return hub.silence(STEPS[4].hub)
-    except hub.OUR_MISTAKES as error:  # whatever goes wrong here, the embedded tier still works
-        return hub.why(error, STEPS[4].hub)
+    return hub.silence(STEPS[4].hub)
 
 
 def beside_weights(shape, format):
@@ -138,13 +135,14 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
         step, names = STEPS[number], {}
     else:
         known = f"the article has steps {', '.join(map(str, STEPS))}, and this course adds {', '.join(VARIANTS)}"
-        raise UnknownStepError(f"There is no step {number!r}: {known}.")
+        raise UnknownStepError(f"There is no step {number!r}: choose one of these; {known}.")
     tier, note = choose_tier(tier)
     if checkpoint is not None:
-        if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
+        own, note = os.path.expanduser(str(checkpoint)), ""
+        if own.startswith((".", "/", "~")) and not os.path.isdir(own):
             raise CheckpointError(f"There is no folder {checkpoint}: check the path, or give the name of a Hub repository.")
-        own = Path(checkpoint).expanduser()
-        checkpoint, note = (str(own) if own.is_dir() else str(checkpoint)), ""
+        checkpoint, told = (own, None) if own.strip() and os.path.isdir(own) else hub.named(checkpoint)
+        revision = told if told and revision == "main" else revision
         tier = "hub" if checkpoint in LIKE_FOR_LIKE else "own"
     elif tier == "hub":
         checkpoint, reason = hub.whether(step.hub, revision)
@@ -167,18 +165,18 @@ def threads(shape):
         if not asked.isdigit() or not int(asked):
             raise UnknownStepError(f"THREADS is {asked!r}: set it to a whole number of threads, 1 or more, or delete the variable.")
         return int(asked)
-    kept = results_dir() / "threads.json"
     name = f"{machine.device_name('cpu')}: {shape.hidden_size} x {shape.intermediate_size}"
     with contextlib.suppress(OSError, ValueError, AttributeError):
+        kept = results_dir() / "threads.json"
         if isinstance(number := json.loads(kept.read_text(encoding="utf-8")).get(name), int) and 1 <= number <= machine.cores():
             return number
     load = machine.Load()
     medians = _block_times(shape)
     number = min(count for count, time in medians.items() if time <= SLOWER * min(medians.values()))
     if load.stop().others < machine.QUIET:
-        with contextlib.suppress(OSError, ValueError):  # it only saves the measuring
+        with contextlib.suppress(OSError, ValueError, TypeError), files.whole(results_dir() / "threads.json") as new:  # it only saves the measuring
             before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-            files.write_json(kept, before | {name: number}, indent=2)
+            new.write_text(json.dumps(before | {name: number}, indent=2) + "\n", encoding="utf-8")
     if len(medians) > 1:
         said = ", ".join(f"{time / medians[number]:.1f} times as long with {count}" for count, time in medians.items() if count != number)
         print(f"Threads: {number} of {machine.cores()}. A token took {said} in a block of this shape (THREADS=n sets another number).")

@@ -4,54 +4,119 @@ First used in notebook 01.
 """
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
+from itertools import count
 from pathlib import Path
 
-from helpers import machine
-from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError
+from helpers import errors, machine
+from helpers.errors import CheckpointError, CourseError, DiskError, NotEnoughMemoryError
 from helpers.models.catalogue import LINEARS, Shape, read_json
 
 NORMS = ("input_layernorm", "post_attention_layernorm")  # of one block
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: which tensor is in which
+_count = count()
 
 
 @contextlib.contextmanager
 def whole(path, unless=lambda: False, need=0, setting="RESULTS_DIR"):
-    """Yield a new path to write a file or a folder to, which gets the name ``path`` at the end, all at once; a block that fails leaves nothing.
+    """Yield a new path to write a file or a folder to, which gets the name ``path`` at the end, all at once; a block that fails leaves what was there.
 
     Processes of this machine take turns. unless: says, in its turn, that what is there is good already: then None is yielded. need: bytes;
-    with them, NotEnoughMemoryError is raised if the disk has too little room, before or meanwhile. setting: the variable that names the disk.
+    NotEnoughMemoryError is raised before if the disk has not that room. setting: the variable that names the disk, for the sentence of the
+    DiskError where that is full, read-only or no folder.
     """
-    from filelock import FileLock
-
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    mark = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]  # the lock lies elsewhere: a folder may be on a read-only disk
-    with FileLock(Path(tempfile.gettempdir()) / f"writing-{mark}.lock", mode=0o666):
+    path = Path(os.path.realpath(path))
+    before = path.with_name(f"{path.name}.before")  # the old folder, while the new one takes its name
+    with _turn(path), _sentence(path, setting):
+        if before.is_dir() and not path.exists():  # a program was killed just then
+            os.replace(before, path)
         if unless():
             yield None
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        room = f"make room, or set {setting} to another disk"
+        make_folder(path.parent, setting)
+        _sweep(path)
         if need > 0.98 * (free := machine.disk(path.parent)):
-            raise NotEnoughMemoryError(f"{path.name} takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB of the disk are free: {room}.")
+            raise NotEnoughMemoryError(
+                f"{path.name} takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB of the disk are free: make room, or set {setting} to another disk."
+            )
+        partial = path.with_name(f"{path.name}.{_own(os.getpid())}-{next(_count)}.partial")
         try:
             yield partial
-            if partial.is_dir():
-                _remove(path)
+            _to_the_disk(partial)
+            if partial.is_dir() and path.is_dir():  # a folder takes the place of an empty one only
+                os.replace(path, before)
             os.replace(partial, path)
-        except Exception as error:
-            full = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
-            if not need or not full or isinstance(error, CourseError):
-                raise
-            raise NotEnoughMemoryError(f"{path.name} could not be written ({error}): {room}.") from None
         finally:
+            if before.is_dir() and not path.exists():
+                os.replace(before, path)
+            _remove(before)
             _remove(partial)
+
+
+@contextlib.contextmanager
+def _sentence(path, setting, **reasons):
+    """Make a DiskError of what a disk says against writing ``path``; other errors pass, and those about files elsewhere. reasons: see disk_trouble."""
+    try:
+        yield
+    except Exception as error:
+        trouble = errors.disk_trouble(error, setting, **reasons)
+        elsewhere = not reasons and not str(getattr(error, "filename", None) or path).startswith(str(path.parent))
+        if isinstance(error, CourseError) or elsewhere or not trouble:
+            raise
+        raise DiskError(f"{path if reasons else path.name} could not be written, {trouble}; then run this again.") from None
+
+
+@contextlib.contextmanager
+def _turn(path):
+    """Wait, and say so, while another program of this machine writes ``path``. Where no lock can be had, the names of partial files keep them apart."""
+    lock = None
+    with contextlib.suppress(OSError, NotImplementedError, ImportError):  # a file of another user's, a disk without locks, make check's packages
+        from filelock import FileLock, Timeout
+
+        mark = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]  # the lock lies elsewhere: a folder may be on a read-only disk
+        lock = FileLock(Path(tempfile.gettempdir()) / f"writing-{mark}.lock", mode=0o666)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            with machine.waiting(f"another program is writing {path.name}, waiting for it"):
+                lock.acquire()
+    try:
+        yield
+    finally:
+        if lock:
+            lock.release()
+
+
+def _own(process):
+    """The mark of a ``process`` (its number) of this machine in the names of partial files."""
+    return f"{hashlib.sha256(platform.node().encode()).hexdigest()[:6]}-{process}"
+
+
+def _sweep(path):
+    """Remove what programs of this machine that were killed have left of ``path``."""
+    _remove(path.with_name(f"{path.name}.partial"))  # the name of earlier versions of the course
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*-*-*.partial"):
+        import psutil
+
+        *_, process, _ = left.name.removesuffix(".partial").split("-")
+        if process.isdigit() and f".{_own(process)}-" in left.name and not psutil.pid_exists(int(process)):
+            _remove(left)
+
+
+def _to_the_disk(partial):
+    """Wait until the system has written all of ``partial``: a network disk tells only then that it is full."""
+    with machine.waiting(f"{partial.name.split('.partial')[0]}: waiting for the disk"):
+        for file in [partial] if partial.is_file() else partial.rglob("*"):
+            if file.is_file():
+                with open(file, "rb" if os.name == "posix" else "rb+") as written:
+                    os.fsync(written.fileno())
 
 
 def _remove(path):
@@ -61,15 +126,50 @@ def _remove(path):
         path.unlink(missing_ok=True)
 
 
-def newer(path, folder):
-    """Whether the file ``path`` is there and not older than any file of ``folder``, from which it was made."""
-    return path.is_file() and path.stat().st_mtime >= max(file.stat().st_mtime for file in Path(folder).iterdir())
+def make_folder(folder, setting="RESULTS_DIR"):
+    """Make ``folder`` unless it is there. Raises DiskError, a sentence that names ``setting``."""
+    with _sentence(Path(folder), setting, reasons=errors.FULL | errors.CLOSED | errors.NO_FOLDER):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+def write(path, content, setting="RESULTS_DIR"):
+    """Write ``content`` (bytes, or text, which becomes UTF-8) as the file ``path``, whole or not at all. Raises DiskError."""
+    with whole(path, setting=setting) as partial:
+        partial.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def write_json(path, content, **options):
-    """Write ``content`` to ``path`` as JSON, whole or not at all. Raises ValueError for numbers that JSON has not."""
-    with whole(path) as partial:
-        partial.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False, **options) + "\n", encoding="utf-8")
+    """Write ``content`` to ``path`` as JSON, whole or not at all. Raises ValueError for numbers that JSON has not, and DiskError."""
+    write(path, json.dumps(content, ensure_ascii=False, allow_nan=False, **options) + "\n")
+
+
+def append(path, line, setting="RESULTS_DIR"):
+    """Append ``line`` (text without its end) to the file ``path`` as a line of its own, whole or not at all. Raises DiskError."""
+    path = Path(path)
+    with _turn(path), _sentence(path, setting):
+        make_folder(path.parent, setting)
+        with open(path, "ab+", buffering=0) as file:
+            size, rest = file.seek(0, os.SEEK_END), line.encode() + b"\n"
+            if size:
+                file.seek(-1, os.SEEK_END)
+                rest = rest if file.read(1) == b"\n" else b"\n" + rest  # an earlier write was cut off: leave it, begin a new line
+            try:
+                end = size + len(rest)
+                while rest:  # a disk that fills up takes a part, and says why with the next
+                    if not (taken := file.write(rest)):
+                        raise OSError(errno.ENOSPC, "nothing was written")
+                    rest = rest[taken:]
+                os.fsync(file.fileno())
+            except BaseException:  # an interrupt too
+                with contextlib.suppress(OSError):
+                    if os.fstat(file.fileno()).st_size <= end:  # nobody has appended meanwhile
+                        file.truncate(size)
+                raise
+
+
+def newer(path, folder):
+    """Whether the file ``path`` is there and not older than any file of ``folder``, from which it was made."""
+    return path.is_file() and path.stat().st_mtime >= max(file.stat().st_mtime for file in Path(folder).iterdir())
 
 
 def read_tensor(folder, name):
@@ -96,12 +196,12 @@ def check_format(folder, format):
     elif method == (None if format != "gptq" else "gptq"):
         return shape
     elif method == "gptq":
-        why = "holds gptq weights: this step needs unquantised ones, and steps 3 and 4 load GPTQ"
+        why = "holds gptq weights: this step needs unquantised ones, so take step 3 or 4, which load GPTQ"
     elif method:
         makes = " (step 1 makes 8 bits of it while it loads, nf4 makes 4)" if method == "bitsandbytes" else ""
         why = f"holds {method} weights, which no step loads: take the unquantised checkpoint that they were made from{makes}, or a GPTQ one with step 3"
     else:
-        why = "holds unquantised weights: this step needs GPTQ ones, and steps 1 and 2 load unquantised ones"
+        why = "holds unquantised weights: this step needs GPTQ ones, so take step 1 or 2, which load unquantised ones"
     raise CheckpointError(f"{folder} {why}.")
 
 

@@ -5,24 +5,24 @@ fetched is announced, resumable and verified; what goes wrong is one sentence, a
 """
 
 import contextlib
-import errno
 import hashlib
 import os
+import re
 import sys
 import time
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
-from helpers import machine
+from helpers import errors, machine
 from helpers.errors import CheckpointError, NotEnoughMemoryError
+from helpers.machine import network
 from helpers.models import files
 
 MIRRORS = {f"meta-llama/Llama-2-{size}-hf": f"NousResearch/Llama-2-{size}-hf" for size in ("7b", "13b")}  # ungated, with the same weights
-OUR_MISTAKES = (ImportError, AttributeError, NameError, TypeError, KeyError)  # never to be explained as the Hub's
 SAMPLE = 8_000_000  # bytes fetched to measure the network's speed
 TRIES, TIMEOUT, LONGEST_WAIT = 3, 5, 30  # TIMEOUT and LONGEST_WAIT in seconds
-FULL = "the disk is full: make room, or set HF_HOME to a folder on another disk and restart the kernel"
+NETWORK = {"TransportError", "NetworkError", "ConnectionError", "TimeoutError", "TimeoutException", "gaierror", "ProtocolError"}  # classes' names
 WITHOUT = "or set TIER=embedded to go on without the Hub"
 _place = {}
 
@@ -107,16 +107,24 @@ def whether(repository, revision="main"):
 
 def refusal(repository, revision="main"):
     """Return (why ``repository`` cannot be read with the token that is there, HTTP status), or ("", None) if it can."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    return _trouble(lambda: patiently(lambda: get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=TIMEOUT)), repository)
+    def ask():
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url  # a wrong setting stops it here already
+
+        patiently(lambda: get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=TIMEOUT))
+
+    return _trouble(ask, repository)
 
 
 def silence(repository):
     """Return why the Hub does not answer for the open ``repository``, or "" if it does. No token is sent."""
-    from huggingface_hub import HfApi
 
-    return _trouble(lambda: HfApi(token=False).model_info(repository, timeout=TIMEOUT), repository)[0]
+    def ask():
+        from huggingface_hub import HfApi
+
+        HfApi(token=False).model_info(repository, timeout=TIMEOUT)
+
+    return _trouble(ask, repository)[0]
 
 
 def _trouble(action, repository):
@@ -124,8 +132,6 @@ def _trouble(action, repository):
     try:
         action()
         return "", None
-    except OUR_MISTAKES:
-        raise
     except Exception as error:
         return why(error, repository), status_of(error)
 
@@ -143,8 +149,6 @@ def speed(repository, file):
                 if time.perf_counter() - started > 1 or count >= SAMPLE:
                     break
         return count / max(time.perf_counter() - started, 1e-6) if count else None
-    except OUR_MISTAKES:
-        raise
     except Exception:
         return None
 
@@ -164,17 +168,18 @@ def patiently(action):
 
 
 def why(error, repository):
-    """Say in a clause why the Hub, the network or the disk stopped ``error``, and what to do."""
-    chain, names, answer = _chain(error), kinds(error), _answer(error)
-    said = " ".join(str(getattr(link, "server_message", None) or link) for link in chain)
+    """Say in a clause why the Hub, the network, a variable or the disk stopped ``error``, and what to do: whatever the library raises."""
+    names, answer = kinds(error), _answer(error)
+    said = " ".join(str(getattr(link, "server_message", None) or link) for link in errors.chain(error))
     status, wait = (None, None) if answer is None else (answer.status_code, answer.headers.get("Retry-After"))
     token, gated = token_place() if status == 401 else None, "GatedRepoError" in names
-    numbers = {getattr(link, "errno", None): link for link in chain}
-    locked = next((numbers[number] for number in (errno.EROFS, errno.EACCES, errno.EPERM) if number in numbers), None)
+    disk = "" if status else errors.disk_trouble(error, "HF_HOME")
     invalid = "Invalid credentials" in said or "Invalid user token" in said or token
     unresolved = any(words in said for words in ("resolve", "Name or service", "getaddrinfo", "name resolution"))
     reasons = (  # the first that is true
-        ("OfflineModeIsEnabled" in names, "HF_HUB_OFFLINE is set, so only what is in the cache can be loaded: unset it and restart the kernel"),
+        ("HFValidationError" in names, "that is no name of a repository: write owner/name"),
+        ("Illegal header value" in said, f"your token ({token_place()}) has a line break or another sign that no token has: copy it again"),
+        (variable := "" if status else network.trouble(error), variable),
         (status == 401 and invalid, f"your token ({token or 'the one given'}) is not valid: make a new one on https://huggingface.co/settings/tokens"),
         (gated and status == 401, f"it asks for a licence and you have no token: accept the licence on https://huggingface.co/{repository}, make a read token"
                                   " on https://huggingface.co/settings/tokens and log in with it in notebook 00"),
@@ -188,33 +193,49 @@ def why(error, repository):
         (status == 429, f"the Hub asks you to wait{f' {wait} seconds' if wait else ''} (HTTP 429, too many requests)"),
         (status and status >= 500, f"the Hub has a problem of its own (HTTP {status}): wait some minutes"),
         (status, f"the Hub refused it (HTTP {status})"),
-        ("No space left" in said or errno.ENOSPC in numbers, FULL),  # hf_xet says it in words
-        (locked, f"the cache cannot be written ({getattr(locked, 'filename', None) or 'read-only'}): set HF_HOME to a folder that you may write to and restart the kernel"),
+        (disk, f"the cache cannot be written, {disk} and restart the kernel"),
         ("Consistency check failed" in said, "a file arrived with a wrong length and was thrown away"),
         (unresolved, "the name of the Hub cannot be resolved (DNS): check the network (on Kaggle: Settings > Turn on internet)"),
         ({"TimeoutException", "TimeoutError"} & names, "the Hub does not answer in time: check the network"),
-        (True, f"the Hub cannot be reached ({type(chain[-1]).__name__}): check the network (on Kaggle: Settings > Turn on internet)"),
+        (NETWORK & names or "sending request" in said or "CAS service" in said, f"the Hub cannot be reached ({type(errors.chain(error)[-1]).__name__}): check the network (on Kaggle: Settings > Turn on internet)"),
+        (True, f"the Hub's library failed ({type(error).__name__}: {_secretly(error)}): run pip install --upgrade huggingface_hub and restart the kernel"),
     )  # fmt: skip
     return next(reason for holds, reason in reasons if holds)
 
 
-def _chain(error):
-    """``error`` and what caused it, outermost first."""
-    links = []
-    while error is not None and error not in links:
-        links.append(error)
-        error = error.__cause__ or error.__context__
-    return links
+def _secretly(error):
+    """The first line of what ``error`` says, shortened, without a token."""
+    return re.sub(r"(hf_|Bearer )[^\s'\"]+", r"\1…", (str(error).strip() or "no reason given").splitlines()[0])[:150].rstrip(".")
+
+
+def named(text):
+    """(name of a repository, its revision or None) that the reader's ``text`` gives: "owner/name", or an address of the Hub. Raises CheckpointError."""
+    text = given = str(text).strip()
+    revision = None
+    if address := re.match(r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/)(.*)", text):
+        parts = re.sub(r"[?#].*", "", address[1]).strip("/").split("/")
+        if parts[0] in ("datasets", "spaces", "collections", "papers", "docs"):
+            raise CheckpointError(f"{given} is no model ({parts[0]}): give the name of a repository with a model, as owner/name.")
+        text = "/".join(parts[:2]).removesuffix(".git")
+        revision = parts[3] if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve", "commit") else None
+    text = text.rstrip("/")
+    if branch := re.fullmatch(r"([\w.-]+/[\w.-]+)[:@]([^\s:@]+)", text):
+        raise CheckpointError(f"{given!r} names a branch as well: give checkpoint={branch[1]!r} and revision={branch[2]!r}.")
+    if "://" in text or text.count("/") > 1 or "\\" in text or re.match("[A-Za-z]:", text):
+        raise CheckpointError(f"There is no folder {given!r}, and a repository of the Hub has another name: check the path, or write owner/name.")
+    if not re.fullmatch(r"(?!.*(--|\.\.))(\w[\w.-]*/)?\w[\w.-]{0,95}(?<![.-])(?<!\.git)", text, flags=re.ASCII):
+        raise CheckpointError(f"{given!r} is neither a folder here nor a name that a repository of the Hub can have: check it, or write owner/name.")
+    return text, revision
 
 
 def kinds(error):
     """The names (set of str) of the classes of ``error`` and of what caused it."""
-    return {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
+    return {cls.__name__ for link in errors.chain(error) for cls in type(link).__mro__}
 
 
 def _answer(error):
     """The HTTP response behind ``error``, or None if there was no answer."""
-    answers = (getattr(link, "response", None) for link in _chain(error))
+    answers = (getattr(link, "response", None) for link in errors.chain(error))
     return next((answer for answer in answers if answer is not None), None)
 
 
@@ -319,7 +340,7 @@ def _try(action, repository, state=""):
     """Return ``action()``, tried again where the problem may pass. Raises CheckpointError, a sentence."""
     try:
         return patiently(action)
-    except (CheckpointError, *OUR_MISTAKES):
+    except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"{repository} cannot be fetched: {why(error, repository)}{state}. Then run the cell again, {WITHOUT}.") from None

@@ -162,8 +162,7 @@ def main(arguments=None):
     try:
         folder = setup.results_dir()
         for name, text in zip(WRITTEN, (page.html(), page.markdown())):
-            with files.whole(folder / name) as partial:
-                partial.write_text(text, encoding="utf-8")
+            files.write(folder / name, text)
     except (CourseError, OSError) as error:
         print(f"The page could not be written ({error}): set RESULTS_DIR to another folder.", file=sys.stderr)
         return 2

@@ -1,0 +1,77 @@
+"""Which variables of the environment stand between this process and a network? Proxies, certificates, another Hub. First used in notebook 00.
+
+A proxy's address is never repeated: it may hold a password.
+"""
+
+import os
+from urllib.parse import urlsplit
+from urllib.request import getproxies, getproxies_environment, proxy_bypass
+
+from helpers.errors import chain
+
+HERE = ("127.0.0.1", "localhost", "::1")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+UNREACHED = {"ConnectError", "ConnectTimeout", "ProxyError", "ConnectionError", "RemoteProtocolError", "ClientProxyConnectionError", "ClientHttpProxyError"}
+AGAIN = "or delete the variable, and restart the kernel"
+
+
+def direct():
+    """Let every client of this process, and of those that it starts, ask the servers of this machine without a proxy, whatever proxy is set.
+
+    All of them read NO_PROXY. Once it is set, macOS's and Windows' own settings are no longer asked: they are written beside it.
+    """
+    if not {"http", "https", "all"} & set(getproxies_environment()):
+        os.environ.update({f"{kind}_proxy": address for kind, address in getproxies().items() if kind in ("http", "https")})
+    listed = [host.strip() for host in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",") if host.strip()]
+    if "*" not in listed:
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*listed, *HERE]))
+
+
+def is_address(text):
+    """Whether ``text`` is an address of the web in full, for example http://127.0.0.1:8000/v1."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not any(map(str.isspace, text))
+    except ValueError:  # a port above 65535, a bracket that is left open
+        return False
+
+
+def endpoint():
+    """Say in a clause what is wrong with HF_ENDPOINT, the address of the Hub; "" if nothing is."""
+    given = os.environ.get("HF_ENDPOINT")
+    return "" if not given or is_address(given) else f"HF_ENDPOINT is {given!r}, which is no address: write it in full, as https://huggingface.co, {AGAIN}"
+
+
+def trouble(error, address=None):
+    """Say in a clause which variable keeps ``error``'s request to ``address`` (None: the Hub) from the network, and what to do; "" if none does."""
+    links = chain(error)
+    said, kinds = " ".join(map(str, links)), {cls.__name__ for link in links for cls in type(link).__mro__}
+    proxies = {name: value for name, value in os.environ.items() if name.lower() in ("all_proxy", "https_proxy", "http_proxy") and value}
+    socks = next((name for name, value in proxies.items() if value.lower().startswith("socks")), None)
+    if "OfflineModeIsEnabled" in kinds:
+        name = next((name for name in OFFLINE if os.environ.get(name)), OFFLINE[0])
+        return f"{name} is set, so only what is in the cache can be loaded: unset it and restart the kernel"
+    if not address and (wrong := endpoint()):
+        return wrong
+    if socks and ("socks" in said.lower() or "http proxies" in said):
+        return f"{socks} names a SOCKS proxy, and Python's clients lack a package for it or its kind: run pip install socksio PySocks, {AGAIN}"
+    if proxies and ("for proxy URL" in said or "Proxy protocol" in said):
+        return f"{next(iter(proxies))} names a proxy of a kind that Python's clients do not know: write it as http://host:port, {AGAIN}"
+    if {"SSLError", "FileNotFoundError"} & kinds or any(word in said for word in ("CERTIFICATE", "certificate", "TLS CA")):
+        given = {name: os.environ[name] for name in CERTIFICATES if os.environ.get(name)}
+        if lost := next((name for name, path in given.items() if not os.path.exists(path)), None):
+            return f"{lost} names {given[lost]}, which is not there: correct it, {AGAIN}"
+        if given and "FileNotFoundError" not in kinds:
+            return f"with the certificates that {' and '.join(given)} names the server is not trusted: correct it, {AGAIN}"
+        if "CERTIFICATE" in said:
+            return "the server's certificate is not trusted here, as behind some companies' proxies: set SSL_CERT_FILE to your network's own file of certificates and restart the kernel"
+    name = _proxy_of(address or os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    return f"the proxy that {name} names does not answer or lets nothing through: check it, {AGAIN}" if name and UNREACHED & kinds else ""
+
+
+def _proxy_of(address):
+    """The name of the variable whose proxy is asked for ``address``, or None."""
+    parts, found = urlsplit(address), getproxies_environment()
+    name = next((f"{kind}_proxy" for kind in (parts.scheme, "all") if found.get(kind)), None)
+    return None if not name or proxy_bypass(parts.hostname) else next(each for each in os.environ if each.lower() == name and os.environ[each])
