@@ -53,6 +53,11 @@ def test_the_builds_are_those_that_this_processor_can_run(folder):
         assert next(iter(found)) == "sapphirerapids" or "amx_int8" not in FLAGS
 
 
+def test_builds_that_do_not_load_are_a_sentence(tmp_path, capsys):
+    (tmp_path / "libggml-cpu-haswell.so").write_bytes(b"no library")
+    assert native.builds(tmp_path) == {} and "The wheel goes on." in capsys.readouterr().out
+
+
 def test_in_32_bits_every_build_computes_what_the_wheel_computes(folder, files, prompts):
     server = llamacpp.load(files["F32"], 1)
     theirs = np.array([llamacpp.log_probabilities(server, ids, 1536) for ids in prompts])
@@ -188,7 +193,9 @@ def test_nothing_is_asked_where_the_wheel_is_all_there_is(registry, capsys, monk
 
 
 def test_only_the_libraries_are_unpacked(tmp_path):
-    members = {f"package/bins/linux-x64/{name}": name.encode() for name in ("libggml.v0.5.0.so", "libggml-cpu-x64.so", "libllama.v0.5.0.so", "libllama-common.so")}
+    members = {
+        f"package/bins/linux-x64/{name}": name.encode() for name in ("libggml.v0.5.0.so", "libggml-cpu-x64.so", "libllama.v0.5.0.so", "libllama-common.so")
+    }
     members |= {"package/bins/linux-x64/llama-addon.node": b"", "package/LICENSE": b"MIT", "../../libggml-evil.so": b"e", "package/dist/index.js": b""}
     native._unpack(archive(**members), tmp_path / "made")
     found = {path.name for path in (tmp_path / "made").iterdir()}
@@ -198,13 +205,26 @@ def test_only_the_libraries_are_unpacked(tmp_path):
 
 def row(kernel, dtype, tpot, read, **other):
     warm = [{"user": 0.1, "sys": 0.0, "wall": 15 * tpot, "ttft": tpot, "new_tokens": 15, "others": 0.0}] * 5
-    base = {"title": f"2.7B {dtype}, {kernel} (llama.cpp)", "layer_class": kernel, "dtype": dtype, "tpot_s": tpot, "read_bytes": read, "warm": warm, "device": "CPU (x)"}
+    base = {
+        "title": f"2.7B {dtype}, {kernel} (llama.cpp)",
+        "layer_class": kernel,
+        "dtype": dtype,
+        "tpot_s": tpot,
+        "read_bytes": read,
+        "warm": warm,
+        "device": "CPU (x)",
+    }
     return base | {"bandwidth_bytes_per_s": 30e9, "floor_tpot_s": read / 30e9, "cores": 2, "threads": 2, "others_cores": 0.0} | other
 
 
 def test_the_verdict_follows_from_the_rows():
     """1.5 GB at 30 GB/s take 50 ms: 62.5 ms are 80 % of the limit."""
-    rows = [row("AMX (a)", "Q8_0", 0.1, 27e8), row("AMX (a)", "Q4_0", 0.0625, 15e8), row("AVX2 (b)", "Q4_0", 0.1875, 15e8), row("wheel (c)", "Q4_K_M", 0.07, 16.5e8)]
+    rows = [
+        row("AMX (a)", "Q8_0", 0.1, 27e8),
+        row("AMX (a)", "Q4_0", 0.0625, 15e8),
+        row("AVX2 (b)", "Q4_0", 0.1875, 15e8),
+        row("wheel (c)", "Q4_K_M", 0.07, 16.5e8),
+    ]
     first, *others = native.verdict(rows).splitlines()
     assert first.startswith("Fastest at 4 bits: AMX (a), Q4_0, 62.5 ms a token, 80% of the limit (1,500 MB at 30.0 GB/s")
     assert others == [

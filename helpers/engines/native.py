@@ -96,9 +96,18 @@ def _unpack(data, folder):
 
 
 def builds(folder):
-    """Return {name: score} of the builds in ``folder`` that this processor can run, by ggml's own judgement, the best first."""
-    found = process.call("helpers.engines.native.scores", str(folder), "llama.cpp")
+    """Return {name: score} of the builds in ``folder`` that this processor can run, by ggml's own judgement, the best first; none, and why, if they do not load."""
+    try:
+        found = process.call("helpers.engines.native.scores", str(folder), "llama.cpp")
+    except process.ProcessError as error:  # a Linux without glibc
+        print(f"{error} The wheel goes on.")
+        return {}
     return dict(sorted(((name, score) for name, score in found.items() if score), key=lambda entry: -entry[1]))
+
+
+def compared(builds):
+    """The best of ``builds``, and two that were made for processors with AVX-512 and with AVX2, where they are there: to see what newer ones gain."""
+    return [build for build in dict.fromkeys([*list(builds)[:1], "icelake", "haswell"]) if build in builds]
 
 
 def measure(folder, build, path, threads):
