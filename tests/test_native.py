@@ -99,17 +99,19 @@ def test_a_row_names_the_build_that_ran(folder, files, models, tmp_path, monkeyp
 
 
 def test_greedy_tokens_are_those_of_the_wheel(folder, files):
-    """In 32 bits, where no build rounds the inputs."""
+    """In 32 bits, where no build rounds the inputs; in a process without PyTorch."""
     best = next(iter(native.builds(folder)))
-    (ours, _), (theirs, _) = (native.measure(folder, build, files["F32"], 1) for build in (best, native.WHEEL))
+    job = {"folder": str(folder), "build": best, "path": str(files["F32"]), "threads": 1}
+    (ours, more), (theirs, _) = (timed.apart(f"helpers.engines.{room}.work", job, 1) for room in ("native", "llamacpp"))
     assert ours.token_ids == theirs.token_ids and ours.text == theirs.text and ours.prompt_tokens == theirs.prompt_tokens
+    assert more["beside_torch"] is False and more["kernel"].endswith(f"({best})") and more["resident_bytes"] > 10**7
 
 
 def test_a_damaged_file_is_a_sentence(folder, files, tmp_path):
     (tmp_path / "cut.gguf").write_bytes(files["Q4_0"].read_bytes()[:100_000])
     best = next(iter(native.builds(folder)))
     with pytest.raises(CheckpointError, match=rf"llama.cpp \({best}\) cannot load .*cut.gguf: \w+") as error:
-        native.measure(folder, best, tmp_path / "cut.gguf", 1)
+        native.log_probabilities(folder, best, tmp_path / "cut.gguf", [[1]])
     assert "\n" not in str(error.value)
 
 

@@ -50,9 +50,8 @@ def measure(size, layers=None, rounds=1):
     paths = {type: llamacpp.file(step, type) for type in TYPES}
     plan = [(build, type) for type in TYPES for build in [*native.compared(native.builds(folder)), native.WHEEL]]
     for build, type in rounds * plan:
-        read = llamacpp.sizes(paths[type])[1]
-        speeds.append((read, limits.bandwidth("cpu", read)))
         row = native.record(folder, build, paths[type], step, type, threads)
+        speeds.append((row["read_bytes"], row["bandwidth_bytes_per_s"]))
         found.setdefault((type, build), []).append(row)
         print(f"{row['title']}: {seconds(row['tpot_s'])} a token, memory {speeds[-1][1] / 1e9:.1f} GB/s {ledger.mark(row)}", flush=True)
     steadiest = [min(same, key=lambda row: (bool(ledger.disturbed(row)), row["warm_wall_iqr_s"] / row["warm_wall_s"])) for same in found.values()]

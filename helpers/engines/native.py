@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import tarfile
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from urllib.request import urlopen
@@ -22,7 +21,7 @@ from helpers.engines import llamacpp, timed
 from helpers.errors import CheckpointError, PromptError
 from helpers.models import files
 from helpers.setup import installed
-from helpers.timing import PROMPT, Call, Timing, seconds
+from helpers.timing import PROMPT, seconds
 
 VERSION = "3.22.1"  # of the packages; their llama.cpp is release 0.5.0
 WHEEL = "wheel"  # stands for xllamacpp's own build where a build is asked for
@@ -110,30 +109,26 @@ def compared(builds):
     return [build for build in dict.fromkeys([*list(builds)[:1], "icelake", "haswell"]) if build in builds]
 
 
-def measure(folder, build, path, threads):
-    """Return (Timing, kernel) of the GGUF file ``path`` in ``build`` (a key of ``builds``, or WHEEL), in a process of its own; see timed.measure.
-
-    kernel: what multiplied, by llama.cpp's own account, and the build. Raises ProcessError if the build cannot run.
-    """
-    found = _call("timing", folder, build, path, threads=threads)
-    calls = {"cold": Call(**found["timing"]["cold"]), "warm": [Call(**call) for call in found["timing"]["warm"]]}
-    return Timing(**found["timing"] | calls), found["kernel"]
-
-
 def record(folder, build, path, step, type, threads):
-    """Measure as ``measure`` does, append the row to the ledger, and return it."""
-    result, kernel = measure(folder, build, path, threads)
+    """Measure the GGUF file ``path`` of ``type`` in ``build`` (a key of ``builds``, or WHEEL) of ``folder``, see timed.apart; append its row and return it.
+
+    The row's layer_class: what multiplied, by llama.cpp's own account, and the build. Raises ProcessError if the build cannot run.
+    """
     total, read = llamacpp.sizes(path)
-    other = {"format": "gguf", "weight_bytes": total, "read_bytes": read, "dtype": type, "checkpoint": Path(path).name, "threads": threads}
-    versions = {"xllamacpp": installed("xllamacpp")} if build == WHEEL else {"node-llama-cpp": VERSION}
-    return timed.record("llama.cpp", f"{type}, {kernel.split(' (')[0]}", result, step, kernel=kernel, versions=versions, **other)
+    room, version = ("llamacpp", {"xllamacpp": installed("xllamacpp")}) if build == WHEEL else ("native", {"node-llama-cpp": VERSION})
+    job = {"folder": str(folder), "build": build, "path": str(path), "threads": threads}
+    result, more = timed.apart(f"helpers.engines.{room}.work", job, total)
+    kernel = more.pop("kernel", f"{WHEEL} (xllamacpp {version.get('xllamacpp')})")
+    about = {"format": "gguf", "weight_bytes": total, "read_bytes": read, "dtype": type, "checkpoint": Path(path).name, "versions": version}
+    return timed.record("llama.cpp", f"{type}, {kernel.split(' (')[0]}", result, step, kernel=kernel, **about, **more)
 
 
 def log_probabilities(folder, build, path, prompts):
-    """Return the log-probabilities (numpy, one row for each of ``prompts``, lists of token ids) of the next token in ``build``, see ``measure``."""
+    """Return the log-probabilities (numpy, one row for each of ``prompts``, lists of token ids) of the next token in ``build``, in a process of its own."""
     import numpy as np
 
-    return np.array(_call("next_tokens", folder, build, path, prompts=prompts))
+    job = {"folder": str(folder), "build": build, "path": str(path), "prompts": prompts}
+    return np.array(process.call("helpers.engines.native.next_tokens", job, f"llama.cpp ({build})"))
 
 
 def verdict(rows):
@@ -168,11 +163,6 @@ def recorded(run="cpu-2-cores-amx"):
     return []
 
 
-def _call(function, folder, build, path, **job):
-    """The answer of ``function`` of this module, in a process that holds no other library for models."""
-    return process.call(f"helpers.engines.native.{function}", {"folder": str(folder), "build": build, "path": str(path), **job}, f"llama.cpp ({build})")
-
-
 # What follows runs in the process of its own.
 
 
@@ -181,37 +171,25 @@ def scores(folder):
     return {path.stem.removeprefix("libggml-cpu-"): ctypes.CDLL(str(path)).ggml_backend_score() for path in Path(folder).glob("libggml-cpu-*.so")}
 
 
-def timing(job):
-    """See ``measure``."""
-    model = Wheel(job["path"], job["threads"]) if job["build"] == WHEEL else Model(**job)
-    ids = model.tokenise(PROMPT)
-    result = timed.measure(lambda new_tokens, arrived: model.answer(ids, new_tokens, arrived), ids, model.detokenise)
-    return {"timing": asdict(result), "kernel": model.kernel}
+def work(job):
+    """Measure a GGUF file in this process, which timed.apart started; return what that reads, and the kernel. job: the arguments of Model."""
+    loaded = []
+
+    def begin():
+        model = Model(**job)
+        loaded.append(model)
+        ids = model.tokenise(PROMPT)
+        return lambda new_tokens, arrived: model.answer(ids, new_tokens, arrived), ids, model.detokenise
+
+    found = timed.work(begin, job["threads"])
+    return found | {"more": found["more"] | {"kernel": loaded[0].kernel}}
 
 
 def next_tokens(job):
-    """See ``log_probabilities``."""
+    """See ``log_probabilities``, in this process."""
     prompts = job.pop("prompts")
     model = Model(**job)
     return [model.log_probabilities(ids).tolist() for ids in prompts]
-
-
-class Wheel:
-    """The wheel's llama.cpp, with the names of ``Model``."""
-
-    kernel = f"wheel (xllamacpp {installed('xllamacpp')})"
-
-    def __init__(self, path, threads):
-        self.server = llamacpp.load(path, threads, 512)
-
-    def tokenise(self, text):
-        return llamacpp.tokenise(self.server, text)
-
-    def detokenise(self, ids):
-        return llamacpp.detokenise(self.server, ids)
-
-    def answer(self, ids, new_tokens, arrived):
-        return llamacpp.answer(self.server, ids, new_tokens, arrived)[0]
 
 
 class _Parameters(ctypes.Structure):
@@ -242,7 +220,7 @@ SIGNATURES = {  # of llama.h: what comes back, what goes in
 class Model:
     """A GGUF file that one of the builds has loaded, once a process. Raises CheckpointError if it cannot.
 
-    folder, build: see ``measure``. kernel: what multiplies its matrices, by llama.cpp's own account.
+    folder, build: see ``record``. kernel: what multiplies its matrices, by llama.cpp's own account.
     """
 
     def __init__(self, folder, build, path, threads=1):
