@@ -143,10 +143,10 @@ def verdict(rows):
         f" ({best['read_bytes'] / 1e6:,.0f} MB at {best['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, measured in the same minutes)."
     ]
     for row in four[1:]:
-        change, noise, why = ledger.difference([best], [row], "tpot_s")
+        change = ledger.difference([best], [row], "tpot_s")
         bytes_, time = row["read_bytes"] / best["read_bytes"], row["tpot_s"] / best["tpot_s"]
-        if abs(change) <= noise:
-            found = f"too noisy to tell ({why})" if why else "no slower than the noise"
+        if not change.sign:
+            found = f"too noisy to tell ({change.why})" if change.sign is None else "no slower than the noise"
         else:
             found = f"{time:.1f} times as long, for {bytes_:.1f} times the bytes: {'computing' if time > 1.1 * bytes_ else 'reading'} makes the difference"
         said.append(f"{row['layer_class']}, {row['dtype']}: {found}.")
@@ -173,6 +173,8 @@ def scores(folder):
 
 def work(job):
     """Measure a GGUF file in this process, which timed.apart started; return what that reads, and the kernel. job: the arguments of Model."""
+    import numpy  # noqa: F401  before the memory is looked at, and before the first call
+
     loaded = []
 
     def begin():
@@ -224,8 +226,6 @@ class Model:
     """
 
     def __init__(self, folder, build, path, threads=1):
-        import numpy  # noqa: F401  now, so that no first call is charged for it
-
         self.library, said = ctypes.CDLL(str(next(Path(folder).glob("libllama.*.so")))), []
         for name, (result, *arguments) in SIGNATURES.items():
             function = getattr(self.library, name)
