@@ -15,8 +15,8 @@ limits     how fast could it be at best: this machine, data sheets, the floor of
 quality    what does a format cost in quality?
 quantise   how is a quantised checkpoint packed, saved, published?
 benchmark/ a fair comparison: steps in turns, each in a process of its own (job: what that one does)
-engines/   and elsewhere? timed: any engine, beside the steps. llamacpp, onnx_models: make a file for it, run it. old_stack: the article's
-           libraries. serving: a server of one's own. clients: many readers at once
+engines/   and elsewhere? timed: any engine, beside the steps. llamacpp, onnx_models: make a file for it, run it. native: llama.cpp built for this
+           processor. old_stack: the article's libraries. serving: a server of one's own. clients: many readers at once
 article/   what did it claim, does it hold? compare: the four steps. breakdown: where the time goes. published: what others measured. claims: evidence
 
 ``import helpers`` stays light: torch and transformers are imported by the function that needs them.
