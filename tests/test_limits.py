@@ -239,9 +239,9 @@ def test_verdicts_follow_from_the_figures(monkeypatch):
 
 def test_table_of_machines():
     assert 8 < len(MACHINES) <= 16
-    for machine in MACHINES.values():
-        assert machine["memory"] > 0 and machine["bandwidth"] > 0 and machine["source"] and {"capability", "tflops", "checked", "read_at"} <= set(machine)
-        assert not machine["checked"] or re.match(r"https://([\w-]+\.)*(nvidia|apple)\.com/|measured ", machine["checked"])  # nobody else's page is a check
+    for entry in MACHINES.values():
+        assert entry["memory"] > 0 and entry["bandwidth"] > 0 and entry["source"] and {"capability", "tflops", "checked", "read_at"} <= set(machine)
+        assert not entry["checked"] or re.match(r"https://([\w-]+\.)*(nvidia|apple)\.com/|measured ", entry["checked"])  # nobody else's page is a check
 
 
 def test_calculator_answers_each_change(book):

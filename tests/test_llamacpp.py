@@ -314,7 +314,9 @@ def test_checkpoints_that_cannot_be_converted(tmp_path):
         llamacpp.quantise(np.zeros((2, 100)), "Q4_0")
     shutil.copytree(SMALL, tmp_path / "other")
     tokenizer = json.loads((SMALL / "tokenizer.json").read_text(encoding="utf-8"))
-    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer | {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}}), encoding="utf-8")
+    (tmp_path / "other" / "tokenizer.json").write_text(
+        json.dumps(tokenizer | {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}}), encoding="utf-8"
+    )
     with pytest.raises(CheckpointError, match="tokeniser that this converter does not know.*take a ready GGUF file"):
         llamacpp.write(tmp_path / "other", "Q8_0", tmp_path / "x.gguf")
     assert not list(tmp_path.glob("*gguf*"))
