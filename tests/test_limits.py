@@ -240,7 +240,7 @@ def test_verdicts_follow_from_the_figures(monkeypatch):
 def test_table_of_machines():
     assert 8 < len(MACHINES) <= 16
     for entry in MACHINES.values():
-        assert entry["memory"] > 0 and entry["bandwidth"] > 0 and entry["source"] and {"capability", "tflops", "checked", "read_at"} <= set(machine)
+        assert entry["memory"] > 0 and entry["bandwidth"] > 0 and entry["source"] and {"capability", "tflops", "checked", "read_at"} <= set(entry)
         assert not entry["checked"] or re.match(r"https://([\w-]+\.)*(nvidia|apple)\.com/|measured ", entry["checked"])  # nobody else's page is a check
 
 
