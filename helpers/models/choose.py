@@ -197,8 +197,9 @@ def _block_times(shape):
     width = 128 if shape.hidden_size % 128 == 0 else 64
     config = LlamaConfig(
         hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size, num_attention_heads=max(1, shape.hidden_size // width), num_hidden_layers=1,
-        head_dim=width, attn_implementation="sdpa",
+        head_dim=width,
     )  # fmt: skip
+    config._attn_implementation = "sdpa"  # transformers 5.0 has no default outside a model
     with torch.device("meta"):
         block = LlamaDecoderLayer(config, 0).to(torch.bfloat16).eval()
     block = block.to_empty(device="cpu")
