@@ -210,6 +210,14 @@ def test_a_choice_made_beside_other_programs_is_not_kept(fresh, monkeypatch):
     assert choose.threads(fresh) == choose.threads(fresh) == 1 and len(asked) == 2
 
 
+@pytest.mark.parametrize(("others", "number"), [(0.1, 4), (0.9, 2), (2.6, 1), (3.9, 1)])
+def test_cores_that_others_use_are_not_counted_on(fresh, monkeypatch, others, number):
+    """Beside others a median may say anything: threads that wait for each other lose most there."""
+    monkeypatch.setattr(choose, "_block_times", lambda shape: {1: 4.0, 2: 2.0, 4: 1.0})
+    monkeypatch.setattr(machine.Load, "stop", lambda self: setattr(self, "others", others) or self)
+    assert choose.threads(fresh) == number
+
+
 def test_a_variable_overrides_the_choice(fresh, monkeypatch):
     monkeypatch.setenv("THREADS", "3")
     assert choose.threads(fresh) == 3

@@ -172,8 +172,11 @@ def threads(shape):
             return number
     load = machine.Load()
     medians = _block_times(shape)
+    others = load.stop().others
+    free = machine.cores() if others < machine.QUIET else max(1, round(machine.cores() - others))  # a core that others use is none for threads that wait
+    medians = {count: time for count, time in medians.items() if count <= free}
     number = min(count for count, time in medians.items() if time <= SLOWER * min(medians.values()))
-    if load.stop().others < machine.QUIET:
+    if others < machine.QUIET:
         with contextlib.suppress(OSError, ValueError, TypeError), files.whole(results_dir() / "threads.json") as new:  # it only saves the measuring
             before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
             new.write_text(json.dumps(before | {name: number}, indent=2) + "\n", encoding="utf-8")
