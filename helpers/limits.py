@@ -12,7 +12,7 @@ from statistics import median
 
 from helpers import ROOT, ledger, machine
 from helpers.errors import CourseError
-from helpers.machine.speed import LARGEST, bandwidth, flops  # noqa: F401: notebook 07 calls them
+from helpers.machine.speed import LARGEST, bandwidth, duration, flops  # noqa: F401  (notebook 07 calls them)
 from helpers.models import choose
 from helpers.models.catalogue import FORMATS, LLAMA_2, STEPS, Shape
 from helpers.timing import seconds

@@ -138,10 +138,11 @@ def test_helpers_import_without_torch():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr[-500:]
 
 
-@pytest.mark.parametrize("path", sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "data").rglob("*.py")]), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "data").rglob("*.py"), *NOTEBOOKS]), ids=lambda path: path.stem)
 def test_what_programs_take_from_the_house_is_there(path):
-    """Every name that tools/ and data/ read from helpers exists: no test runs all of these programs to their end."""
-    tree, rooms = ast.parse(path.read_text(encoding="utf-8")), {}
+    """Every name that tools/, data/ and notebooks read from helpers exists: no test runs all of these programs to their end."""
+    text = code(path.name[:2])[0] if path in NOTEBOOKS else path.read_text(encoding="utf-8")
+    tree, rooms = compile(text, path.name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
             module = importlib.import_module(node.module)
