@@ -418,7 +418,7 @@ def test_errors_of_libraries_are_one_sentence(small, tmp_path):
     bare = copy(tmp_path / "bare")
     for file in bare.glob("*token*"):
         file.unlink()
-    fails(lambda: loading.load(own(2, bare)), "cannot be loaded: ", "its tokeniser", "What to do: ", kind=CheckpointError)
+    fails(lambda: loading.load(own(2, bare)), "cannot be loaded: it has no tokeniser", "What to do: copy these files", kind=CheckpointError)
     added = copy(tmp_path / "added")
     REFUSED["a token beyond the table"][0](added)
     model, tokenizer = loading.load(own(2, added))

@@ -120,19 +120,17 @@ def load(step, device=None):
 def _load(step, arguments, before, plan=None):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device, problem, report = _first_device(arguments), None, library.Report()
+    device, tokenizer, problem, report = _first_device(arguments), None, None, library.Report()
     # transformers 5.0 reads 16-bit tensors onto the GPU in four threads, faster than they are quantised on arrival; later ones do not
     one_at_a_time = machine.variable("HF_DEACTIVATE_ASYNC_LOAD", "1", when=step.format in ("int8", "nf4"))
     try:
         with quiet(keep_stderr=True), giving_back(), offline(), one_at_a_time, report:
-            part = "its tokeniser"
             tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
-            part = "its model"
             model = AutoModelForCausalLM.from_pretrained(**arguments)
         if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
             problem = NotEnoughMemoryError("The GPUs together are too small for this model: set TIER=embedded for the small models.")
     except Exception as error:
-        problem = machine.out_of_memory(error, device, "loading", report.text) or _why_not(error, step, device, plan, report, part)
+        problem = machine.out_of_memory(error, device, "loading", report.text) or _why_not(error, step, device, plan, report, tokenizer is None)
     if problem:  # raised here, where the failed call's variables, and so the half-loaded model, are gone
         model = None
         free_caches()
@@ -148,8 +146,8 @@ def _load(step, arguments, before, plan=None):
     return model, tokenizer
 
 
-def _why_not(error, step, device, plan, report, part):
-    """The error to raise because loading ``step`` ended in ``error``, while ``part`` of it was loaded."""
+def _why_not(error, step, device, plan, report, tokenising):
+    """The error to raise because loading ``step`` ended in ``error``. tokenising: while its tokeniser was loaded."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     by_kernel = any("gptqmodel" in Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__))
     if plan is not None and plan.kernel and by_kernel:
@@ -157,8 +155,10 @@ def _why_not(error, step, device, plan, report, part):
     if isinstance(error, ImportError):
         missing = f"The package {error.name} is missing" if isinstance(error, ModuleNotFoundError) and error.name else "A library cannot be used"
         return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. Run the set-up cell again, or set TIER=embedded.")
-    then = f"check the files of {part} (config.json, tokenizer.json), take another checkpoint, or set TIER=embedded"
-    return library.explained(error, CheckpointError, f"{step.checkpoint} cannot be loaded", then, report.reason)
+    then, reason = "check config.json and the tokeniser's files, take another checkpoint, or set TIER=embedded", report.reason
+    if tokenising and not any((step.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        then, reason = "copy these files from the model that it was made from", "it has no tokeniser, neither tokenizer.json nor tokenizer.model"
+    return library.explained(error, CheckpointError, f"{step.checkpoint} cannot be loaded", then, reason)
 
 
 @contextlib.contextmanager
