@@ -73,7 +73,7 @@ def test_an_answer(way):
         ("kill", ProcessError, "^The worker was killed, most likely because the memory ran out"),
         ("abort", ProcessError, f"^The worker died of signal {int(signal.SIGABRT)} and gave no answer"),
         ("garbage", ProcessError, """is no JSON, it begins '{"cut off'"""),
-        ("leave", ProcessError, "^The worker ended with status 1 and gave no answer: no more$"),
+        ("leave", ProcessError, "^The worker ended with status 1 and gave no answer: no more. Run the cell again"),
     ],
 )
 def test_no_answer(way, job, kind, words):

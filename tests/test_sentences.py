@@ -25,9 +25,10 @@ HERE = {  # where the sentence comes from, of those that stand elsewhere: "modul
     "clients:measure": "clients:_why, above", "process:_answer": "what the process itself raised, with its class",
 }  # fmt: skip
 TOLD = {
+    "otherwise",
     "told",
     "wrong",
-}  # names of what other sentences are filled in with: those of errors.disk_trouble, machine.network, hub.why, ledger.refusal, which have tests
+}  # names of what other sentences are filled in with: those of errors.disk_trouble, machine.network, hub.why, ledger.refusal, which have tests, and advice that a caller gives
 
 
 def texts(node, names):

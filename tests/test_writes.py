@@ -318,6 +318,7 @@ ELSEWHERE = {  # function: why it writes by itself
     "helpers/models/hub.py:_fetch_file": "a download goes on where it was cut; its SHA-256 is compared",
     "helpers/models/synthetic.py:write": "within files.whole", "helpers/models/synthetic.py:save": "within files.whole",
     "helpers/models/synthetic.py:_write_files": "within files.whole",
+    "helpers/engines/native.py:_unpack": "within files.whole",
     "helpers/process.py:serve": "pipes between two processes",
     "helpers/quantise.py:save": "within files.whole",
     "helpers/kernels.py:_copy": "within files.whole",

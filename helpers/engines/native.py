@@ -239,7 +239,9 @@ class Model:
         model = there and self.library.llama_model_load_from_file(str(path).encode(), self.library.llama_model_default_params())
         self.context = model and self.library.llama_init_from_model(model, self.library.llama_context_default_params())
         if not self.context:
-            raise CheckpointError(f"llama.cpp ({build}) cannot load {path}: {(''.join(said).strip() or 'it gave no reason').splitlines()[-1]}")
+            raise CheckpointError(
+                f"llama.cpp ({build}) cannot load {path}: {(''.join(said).strip() or 'it gave no reason').splitlines()[-1]}; write or fetch it again."
+            )
         self.library.llama_set_n_threads(self.context, threads, threads)
         self.vocabulary = self.library.llama_model_get_vocab(model)
         features = set(re.findall(r"(\w+) = 1", self.library.llama_print_system_info().decode()))

@@ -12,7 +12,7 @@ from helpers.errors import chain
 HERE = ("127.0.0.1", "localhost", "::1")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-UNREACHED = {"ConnectError", "ConnectTimeout", "ProxyError", "ConnectionError", "RemoteProtocolError", "ClientProxyConnectionError", "ClientHttpProxyError"}
+UNREACHED = {"ConnectError", "ConnectTimeout", "ProxyError", "ConnectionError", "RemoteProtocolError", "ClientConnectorError", "ClientHttpProxyError"}
 AGAIN = "or delete the variable, and restart the kernel"
 
 
@@ -66,6 +66,8 @@ def trouble(error, address=None):
             return f"with the certificates that {' and '.join(given)} names the server is not trusted: correct it, {AGAIN}"
         if "CERTIFICATE" in said:
             return "the server's certificate is not trusted here, as behind some companies' proxies: set SSL_CERT_FILE to your network's own file of certificates and restart the kernel"
+    if socks and address and not proxy_bypass(urlsplit(address).hostname) and UNREACHED & kinds:
+        return f"{socks} names a SOCKS proxy, and the course's client of servers takes none: set HTTP_PROXY to an http:// proxy, {AGAIN}"
     name = _proxy_of(address or os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     return f"the proxy that {name} names does not answer or lets nothing through: check it, {AGAIN}" if name and UNREACHED & kinds else ""
 
