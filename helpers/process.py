@@ -186,9 +186,8 @@ def serve(modules):
     with machine.quiet():
         for module in modules:
             importlib.import_module(module)
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
-        return  # a copy could not use the GPU
-    told.write(b"ready\n")
+    torch = sys.modules.get("torch")
+    told.write(b"no\n" if torch and torch.cuda.is_initialized() else b"ready\n")  # no: a copy could not use the GPU
     while line := asked.readline():
         alive, copy_alive = os.pipe()  # closed by the system when the copy has ended
         with warnings.catch_warnings():
