@@ -92,7 +92,7 @@ def test_out_of_memory_on_the_gpu(gpu, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(model, "generate", generate)
-    monkeypatch.setattr(timing, "hollow", lambda model: None)  # other tests need it
+    monkeypatch.setattr(loading.memory, "hollow", lambda model: None)  # other tests need it
     with pytest.raises(NotEnoughMemoryError, match="The memory of cuda:0 ran out while generating: 2,147 MB more were needed"):
         timing.generate_once(model, tokenizer)
 
