@@ -140,12 +140,15 @@ def test_a_download_that_is_interrupted_stops_the_benchmark(tmp_path, monkeypatc
 
 def test_a_process_that_dies_is_a_sentence(monkeypatch):
     monkeypatch.setattr(process, "call", partial(process.call, python="/bin/false"))
-    assert benchmark._in_a_process(job.Job(1, "embedded"))[1] == "The process of 1 ended with status 1 and gave no answer: it said nothing"
+    assert (
+        benchmark._in_a_process(job.Job(1, "embedded"))[1]
+        == "The process of 1 ended with status 1 and gave no answer: it said nothing. Run the cell again, or set up the packages again."
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"batches": (0,)}, {"prompt_tokens": (0,)}, {"repeats": 0}, {"warmups": -1}, {"layers": 2}])
 def test_senseless_requests(wrong):
-    with pytest.raises(CourseError, match="1|only together with a size"):
+    with pytest.raises(CourseError, match="1|layers with a size only"):
         benchmark.run((2,), tier="embedded", **wrong)
 
 
