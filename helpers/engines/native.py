@@ -173,8 +173,6 @@ def scores(folder):
 
 def work(job):
     """Measure a GGUF file in this process, which timed.apart started; return what that reads, and the kernel. job: the arguments of Model."""
-    import numpy  # noqa: F401  before the memory is looked at, and before the first call
-
     loaded = []
 
     def begin():
@@ -183,7 +181,7 @@ def work(job):
         ids = model.tokenise(PROMPT)
         return lambda new_tokens, arrived: model.answer(ids, new_tokens, arrived), ids, model.detokenise
 
-    found = timed.work(begin, job["threads"])
+    found = timed.work("numpy", begin, job["threads"])  # the builds themselves are small
     return found | {"more": found["more"] | {"kernel": loaded[0].kernel}}
 
 
