@@ -27,7 +27,7 @@ def test_the_folder_of_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
     folder = tmp_path / "run"
     steps = ((3, "1.3B"), (1, "1.3B"), ("gptq-triton", "1.3B"), (4, "1.3B"))
-    assert gpu.record(folder, steps, time.monotonic() + 600, device="cpu", layers=1, warmups=1, repeats=1, new_tokens=4) is False
+    assert gpu.record(folder, steps, time.monotonic() + 600, device="cpu", layers=1, warmups=1, repeats=1) is False
     rows = ledger.read(folder / "ledger.jsonl")
     assert [row["variant"] for row in rows] == ["3", "1", "4"] and rows[0]["kernel"].endswith("gptqmodel's own choice on a CPU")
     assert (folder / "table.txt").read_text() == f"{plots.where(rows[0] | {'recorded': folder.name})}\n{benchmark.table(rows).to_string()}\n"
