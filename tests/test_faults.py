@@ -101,7 +101,7 @@ def test_missing_layer(broken):
     step, folder = broken
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
-    fails(step, "lacks 7 tensors, model.layers.4.mlp.down_proj.weight for one")
+    fails(step, "lacks 9 tensors, model.layers.4.input_layernorm.weight for one")
 
 
 def test_weights_of_another_shape(broken):

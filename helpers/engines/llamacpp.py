@@ -57,14 +57,9 @@ def write(checkpoint, type, path=None):
     _rule(type)
     checkpoint = Path(checkpoint)
     files.check_folder(checkpoint, "bf16")
-    tensors, config = files.tensors(checkpoint), library.plain_llama(checkpoint, OTHERWISE, ropes=("default", "linear"))
+    config = library.plain_llama(checkpoint, OTHERWISE, ropes=("default", "linear"))
     path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
     plan = _plan(checkpoint, type)
-    wanted = {source: shape for source, _, _, shape, _ in plan}
-    if other := {name for name in tensors if not name.endswith("rotary_emb.inv_freq") and tensors[name] != wanted.get(name)}:
-        raise CheckpointError(
-            f"{checkpoint} has a tensor that this converter does not know ({min(other)}): take a ready GGUF file, or llama.cpp's own converter."
-        )
     with files.whole(path, lambda: files.newer(path, checkpoint), need=sum(size for *_, size in plan)) as partial:
         if partial:
             writer = gguf.GGUFWriter(partial, "llama")

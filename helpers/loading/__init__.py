@@ -43,6 +43,8 @@ def _arguments(step, device=None):
     arguments |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
     if len(shared) > 1:
         arguments |= {"device_map": "sequential", "max_memory": {n: int(free[n] - beside) for n in shared}}
+    if library.attention(step.folder):
+        arguments["attn_implementation"] = "sdpa"
     if not step.is_folder:
         arguments |= {"revision": step.revision, "local_files_only": True}  # ``load`` has fetched the files before
     return arguments, plan
@@ -135,7 +137,7 @@ def _load(step, arguments, before, plan=None):
         model = None
         free_caches()
         raise problem
-    if unused := library.plain(model):
+    if unused := library.plain(model, step.folder):
         print(f"Measured greedily, with a cache and by the library's usual attention; the checkpoint's own settings are not used: {unused}.")
     after = machine.in_use(device)
     parts = (*model.modules(), *model.parameters(), *model.buffers())  # all that can be held by itself
@@ -154,7 +156,8 @@ def _why_not(error, step, device, plan, report, tokenising):
         return KernelError(f"{kernels.NAMES[plan.kernel]} failed while {step.title} was loaded ({said}): choose another kernel, or set TIER=embedded.")
     if isinstance(error, ImportError):
         missing = f"The package {error.name} is missing" if isinstance(error, ModuleNotFoundError) and error.name else "A library cannot be used"
-        return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. Run the set-up cell again, or set TIER=embedded.")
+        cure = "Take _attn_implementation out of its config.json" if library.attention(step.folder) else "Run the set-up cell again"
+        return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. {cure}, or set TIER=embedded.")
     then, reason = "check config.json and the tokeniser's files, take another checkpoint, or set TIER=embedded", report.reason
     if tokenising and not any((step.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         then, reason = "copy these files from the model that it was made from", "it has no tokeniser, neither tokenizer.json nor tokenizer.model"
