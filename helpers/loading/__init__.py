@@ -12,6 +12,7 @@ from helpers.loading import library
 from helpers.loading.memory import forget, free_caches, giving_back, holders
 from helpers.machine import quiet
 from helpers.models import choose, files
+from helpers.models.catalogue import read_json
 
 _loaded = {}  # of the model loaded last: weak references to its parts, its device, its bytes, and the memory in use after it was loaded
 
@@ -158,7 +159,10 @@ def _why_not(error, step, device, plan, report, tokenising):
         missing = f"The package {error.name} is missing" if isinstance(error, ModuleNotFoundError) and error.name else "A library cannot be used"
         cure = "Take _attn_implementation out of its config.json" if library.attention(step.folder) else "Run the set-up cell again"
         return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. {cure}, or set TIER=embedded.")
-    then, reason = "check config.json and the tokeniser's files, take another checkpoint, or set TIER=embedded", report.reason
+    for path in sorted(step.folder.glob("*.json")):
+        if path.name.endswith("config.json") or "token" in path.name:
+            read_json(step.folder, path.name)
+    then, reason = "check config.json, generation_config.json and the tokeniser's files, take another checkpoint, or set TIER=embedded", report.reason
     if tokenising and not any((step.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         then, reason = "copy these files from the model that it was made from", "it has no tokeniser, neither tokenizer.json nor tokenizer.model"
     return library.explained(error, CheckpointError, f"{step.checkpoint} cannot be loaded", then, reason)

@@ -165,6 +165,7 @@ def plain_llama(folder, otherwise, ropes=("default",)):
     refused = {name: value for name, value in raw.items() if name not in known and value not in (None, False, {}, [])}
     refused |= {"hidden_act": config.hidden_act} if config.hidden_act not in ("silu", "swish") else {}
     refused |= {"rope_type": rope["rope_type"]} if rope.get("rope_type", "default") not in ropes else {}
+    refused |= {name: rope[name] for name in ("factor", "rope_theta") if not isinstance(rope.get(name, 1), (int, float))}
     refused |= {"partial_rotary_factor": rope["partial_rotary_factor"]} if rope.get("partial_rotary_factor", 1) not in (None, 1) else {}
     if refused:
         name, value = next(iter(refused.items()))

@@ -44,7 +44,7 @@ def whole(path, unless=lambda: False, need=0, setting="RESULTS_DIR"):
         _sweep(path)
         if need > 0.98 * (free := machine.disk(path.parent)):
             raise NotEnoughMemoryError(
-                f"{path.name} takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB of the disk are free: make room, or set {setting} to another disk."
+                f"{path.name} takes {need / 1e6:,.1f} MB and {free / 1e6:,.1f} MB of the disk are free: make room, or set {setting} to another disk."
             )
         partial = path.with_name(f"{path.name}.{_own(os.getpid())}-{next(_count)}.partial")
         try:
