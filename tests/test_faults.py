@@ -152,6 +152,23 @@ def test_biases_that_no_setting_names(broken):
     loading.load(step)  # Llama-2's own files have these, and nothing reads them
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"block_name_to_quantize": "foo"}, "without the integers of model.layers.0.self_attn.q_proj"),  # transformers loads random numbers there
+        ({"modules_in_block_to_quantize": 5}, "not all quantised alike .modules_in_block_to_quantize"),
+        ({"modules_in_block_to_quantize": [["foo"]]}, "not all quantised alike .modules_in_block_to_quantize"),
+        ({"quant_method": "GPTQ"}, "names its quant_method 'GPTQ'"),
+    ],
+)
+def test_gptq_settings_that_leave_layers_out(tmp_path, change, words):
+    folder = tmp_path / "small-gptq"
+    shutil.copytree(catalogue.CHECKPOINTS / "small-gptq", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": config["quantization_config"] | change}))
+    fails(choose.get_step(3, checkpoint=str(folder)), words)
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 def test_a_file_that_is_no_json_is_named(broken, file):
     step, folder = broken

@@ -309,8 +309,7 @@ def test_threads_are_chosen_for_the_files_own_sizes(files, tmp_path, monkeypatch
     """Not those of the model that PyTorch has loaded last."""
     asked = []
     monkeypatch.setattr(choose, "threads", lambda shape: asked.append(shape) or 1)
-    llamacpp.load(files["Q4_0"])
-    llamacpp.load(files["Q4_0"], threads=1)
+    assert llamacpp._threads(files["Q4_0"]) == 1
     config = json.loads((SMALL / "config.json").read_text(encoding="utf-8"))
     sizes = [config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")]
     assert [[shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers] for shape in asked] == [sizes]

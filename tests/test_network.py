@@ -45,6 +45,8 @@ def run(program, *arguments, **variables):
         ("HTTPS_PROXY", "socks4://127.0.0.1:9", "HTTPS_PROXY names a SOCKS proxy"),
         ("HTTPS_PROXY", "nonsense://me:secret@127.0.0.1:9", "HTTPS_PROXY names a proxy of a kind"),
         ("HTTPS_PROXY", "http://me:secret@127.0.0.1:9", "the proxy that HTTPS_PROXY names does not answer"),
+        ("HTTPS_PROXY", "http://me:secret@host:port", "HTTPS_PROXY names a proxy whose address cannot be"),
+        ("https_proxy", "http://[::1", "https_proxy names a proxy whose address cannot be"),
         ("https_proxy", "127.0.0.1:9", "the proxy that https_proxy names does not answer"),
         ("SSL_CERT_FILE", "/nowhere/ca.pem", "SSL_CERT_FILE names /nowhere/ca.pem, which is not there"),
         ("SSL_CERT_FILE", "/etc/hostname", "with the certificates that SSL_CERT_FILE names"),

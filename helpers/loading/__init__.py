@@ -12,7 +12,7 @@ from helpers.loading import library
 from helpers.loading.memory import forget, free_caches, giving_back, holders
 from helpers.machine import quiet
 from helpers.models import choose, files
-from helpers.models.catalogue import read_json
+from helpers.models.catalogue import LINEARS, read_json
 
 _loaded = {}  # of the model loaded last: weak references to its parts, its device, its bytes, and the memory in use after it was loaded
 
@@ -130,6 +130,13 @@ def _load(step, arguments, before, plan=None):
         with quiet(keep_stderr=True), giving_back(), offline(), one_at_a_time, report:
             tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(**arguments)
+        if step.format == "gptq" and (
+            plain := next((name for name, part in model.named_modules() if name.endswith(LINEARS) and type(part).__name__ == "Linear"), "")
+        ):
+            problem = CheckpointError(
+                f"{step.checkpoint} has been loaded without the integers of {plain}, because its quantization_config leaves that layer out: correct"
+                " block_name_to_quantize or modules_in_block_to_quantize in its config.json, or take another checkpoint."
+            )
         if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
             problem = NotEnoughMemoryError("The GPUs together are too small for this model: set TIER=embedded for the small models.")
     except Exception as error:

@@ -146,7 +146,7 @@ def _packing(folder, settings):
         return {}
     bits, group = settings.get("bits"), settings.get("group_size", 128)
     mixed = [name for name in ("dynamic", "lm_head") if settings.get(name)]
-    if (some := settings.get("modules_in_block_to_quantize")) and {name for names in some for name in names} < set(LINEARS):
+    if (some := settings.get("modules_in_block_to_quantize")) and any(name not in str(some) for name in LINEARS):
         mixed.append("modules_in_block_to_quantize")
     if mixed:
         problem = f"its layers are not all quantised alike ({mixed[0]})"

@@ -193,6 +193,8 @@ def check_format(folder, format):
             "has its GPTQ settings in quantize_config.json alone, as older programs wrote them, and transformers reads config.json: copy them there, as"
             ' "quantization_config", and add "quant_method": "gptq" to them'
         )
+    elif method != "gptq" and str(method).lower() == "gptq":
+        why = f'names its quant_method {method!r} in config.json, and transformers knows "gptq": write it so'
     elif method == (None if format != "gptq" else "gptq"):
         return shape
     elif method == "gptq":
