@@ -49,6 +49,7 @@ def run(program, *arguments, **variables):
         ("https_proxy", "http://[::1", "https_proxy names a proxy whose address cannot be"),
         ("https_proxy", "127.0.0.1:9", "the proxy that https_proxy names does not answer"),
         ("SSL_CERT_FILE", "/nowhere/ca.pem", "SSL_CERT_FILE names /nowhere/ca.pem, which is not there"),
+        ("SSL_CERT_FILE", "/etc", "SSL_CERT_FILE names /etc, which is a folder"),
         ("SSL_CERT_FILE", "/etc/hostname", "with the certificates that SSL_CERT_FILE names"),
         ("HF_ENDPOINT", "hf-mirror.com", "HF_ENDPOINT is 'hf-mirror.com', which is no address"),
         ("HF_ENDPOINT", "127.0.0.1:8000", "HF_ENDPOINT is"),
