@@ -125,18 +125,34 @@ def use_roomy_cache():
     os.environ.setdefault("ARTICLE_STACK_DIR", str(roomy / "article-stack"))
 
 
+def folder(variable, default):
+    """The folder (Path) that the environment variable ``variable`` names, by default ``default``; a relative path counts from the project.
+
+    Raises DiskError if no folder can have that name.
+    """
+    given = os.environ.get(variable) or default
+    try:
+        path = ROOT / Path(given).expanduser()
+        path.resolve()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long, a circle of links, the home of nobody
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise DiskError(f"{variable} names {given}, which can be no folder ({reason}): set it to a folder that you may write to.") from None
+    return path
+
+
 def results_dir():
     """The folder for everything that a run leaves: the environment variable RESULTS_DIR, by default ``results/`` in the project.
 
     Raises DiskError if it is no folder and cannot be made.
     """
-    folder = ROOT / Path(os.environ.get("RESULTS_DIR") or "results").expanduser()  # a relative path counts from the project
+    path = folder("RESULTS_DIR", "results")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         told = errors.disk_trouble(error, "RESULTS_DIR", errors.FULL | errors.CLOSED | errors.NO_FOLDER) or f"{error}: set RESULTS_DIR to another one"
-        raise DiskError(f"The results folder {folder} cannot be used, {told}.") from None
-    return folder
+        raise DiskError(f"The results folder {path} cannot be used, {told}.") from None
+    return path
 
 
 def _numbers(text):

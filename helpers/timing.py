@@ -119,7 +119,7 @@ def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
     if isinstance(prompt, str):
         prompt = library.encode(tokenizer, prompt, return_tensors="pt") if prompt else None
     if getattr(prompt, "ndim", 0) != 2 or not prompt.numel():
-        raise PromptError("The prompt is empty: give a text to go on from, or token ids of shape (batch, tokens).")
+        raise PromptError("The prompt is empty, or neither a text nor token ids: give a text to go on from, or token ids of shape (batch, tokens).")
     library.check_ids(model, prompt)
     ids = prompt.to(model.device)
     context = model.config.max_position_embeddings

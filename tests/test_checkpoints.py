@@ -311,7 +311,17 @@ def test_settings_of_generation_config_do_not_leak(small, plain, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    "leak", [{"attn_implementation": "eager"}, {"output_attentions": True}, {"output_hidden_states": True}, {"use_cache": False}, {"repetition_penalty": 1.5}]
+    "leak",
+    [
+        {"attn_implementation": "eager"},
+        {"_attn_implementation": "eager"},
+        {"attn_implementation": "flash_attention_2"},
+        {"return_dict": False},
+        {"output_attentions": True},
+        {"output_hidden_states": True},
+        {"use_cache": False},
+        {"repetition_penalty": 1.5},
+    ],
 )
 def test_settings_of_config_do_not_leak(small, plain, capsys, leak):
     model, tokenizer = loading.load(own(2, edit(small, **leak)))
@@ -383,6 +393,7 @@ REFUSED = {
     "rope llama3": (lambda folder: edit(folder, rope_parameters={
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 1e4}), "sets rope_type to 'llama3'"),
     "sliding_window": (lambda folder: edit(folder, sliding_window=64), "sets sliding_window to 64"),
+    "rope linear without a number": (lambda folder: edit(folder, rope_parameters={"rope_type": "linear", "factor": "2", "rope_theta": 1e4}), "sets factor to '2'"),
     "unknown key": (lambda folder: edit(folder, residual_multiplier=0.5), "sets residual_multiplier to 0.5"),
     "head_dim": (lambda folder: edit(folder, head_dim=32), "has heads that are not 256 / 4 wide"),
     "grouped queries": (lambda folder: edit(folder, num_key_value_heads=2), "grouped-query attention"),

@@ -5,9 +5,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from helpers import loading, machine
-from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
+from helpers.errors import CheckpointError, CourseError, DeviceError, NotEnoughMemoryError
 from helpers.models import catalogue, choose
 
 
@@ -101,14 +103,81 @@ def test_missing_layer(broken):
     step, folder = broken
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
-    fails(step, "lacks 7 tensors, model.layers.4.mlp.down_proj.weight for one")
+    fails(step, "lacks 9 tensors, model.layers.4.input_layernorm.weight for one")
 
 
 def test_weights_of_another_shape(broken):
     step, folder = broken
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 512}))
-    fails(step, "cannot be loaded")
+    fails(step, r"down_proj.weight is of shape \(256, 768\) in place of \(256, 512\), as config.json says")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vocab_size": 1535}, r"lm_head.weight is of shape \(1536, 256\) in place of \(1535, 256\)"),
+        ({"num_hidden_layers": 3}, r"a tensor that its config.json does not know \(model.layers.3.input_layernorm.weight\).*correct config.json"),
+        ({"quantization_config": "gptq"}, "a quantization_config that is no object"),
+        ({"quantization_config": [1]}, "a quantization_config that is no object"),
+        ({"hidden_size": "256"}, "hidden_size is '256'"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"num_key_value_heads": "4"}, "num_key_value_heads is '4' of 4"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0 of 4"),
+        ({"head_dim": 0}, "heads that are not 256 / 4 wide"),
+        ({"rms_norm_eps": "1e-5"}, "'rms_norm_eps'.*expected float"),
+        ({"_attn_implementation": "flash_attention_2"}, "Take _attn_implementation out of its config.json"),
+    ],
+)
+@pytest.mark.parametrize(("number", "name"), [(2, "small"), (3, "small-gptq")])
+def test_settings_that_are_not_those_of_the_files(tmp_path, number, name, change, words):
+    folder = tmp_path / name
+    shutil.copytree(catalogue.CHECKPOINTS / name, folder)
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CourseError, match=words) as error:
+        loading.load(choose.get_step(number, checkpoint=str(folder)))
+    assert "\n" not in str(error.value)
+
+
+def test_biases_that_no_setting_names(broken):
+    """transformers would leave them out: another model."""
+    step, folder = broken
+    tensors = load_file(folder / "model.safetensors") | {"model.layers.1.self_attn.q_proj.bias": torch.ones(256)}
+    (folder / "model.safetensors").chmod(0o644)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    fails(step, "a tensor that its config.json does not know .model.layers.1.self_attn.q_proj.bias")
+    save_file(load_file(catalogue.CHECKPOINTS / "small" / "model.safetensors") | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(32)},
+              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    loading.load(step)  # Llama-2's own files have these, and nothing reads them
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"block_name_to_quantize": "foo"}, "without the integers of model.layers.0.self_attn.q_proj"),  # transformers loads random numbers there
+        ({"modules_in_block_to_quantize": 5}, "not all quantised alike .modules_in_block_to_quantize"),
+        ({"modules_in_block_to_quantize": [["foo"]]}, "not all quantised alike .modules_in_block_to_quantize"),
+        ({"quant_method": "GPTQ"}, "names its quant_method 'GPTQ'"),
+    ],
+)
+def test_gptq_settings_that_leave_layers_out(tmp_path, change, words):
+    folder = tmp_path / "small-gptq"
+    shutil.copytree(catalogue.CHECKPOINTS / "small-gptq", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": config["quantization_config"] | change}))
+    fails(choose.get_step(3, checkpoint=str(folder)), words)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_file_that_is_no_json_is_named(broken, file):
+    step, folder = broken
+    (folder / file).chmod(0o644)
+    (folder / file).write_text("<html>not found</html>")
+    if file == "generation_config.json":  # the library goes on without it
+        loading.load(step)
+    else:
+        fails(step, f"has no readable {file}")
 
 
 @pytest.mark.parametrize(("number", "name", "words"), [(2, "small-gptq", "holds gptq weights"), (3, "small", "holds unquantised weights")])

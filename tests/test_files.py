@@ -63,7 +63,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
         with files.whole(tmp_path / "x", setting="HERE"):
             raise OSError(28, "full")
     monkeypatch.setattr(machine, "disk", lambda _: 10)
-    with pytest.raises(NotEnoughMemoryError, match="takes 1.0 GB and 0.0 GB of the disk are free"), files.whole(tmp_path / "x", need=1e9):
+    with pytest.raises(NotEnoughMemoryError, match="takes 1,000.0 MB and 0.0 MB of the disk are free"), files.whole(tmp_path / "x", need=1e9):
         pass
     assert not list(tmp_path.iterdir())
 

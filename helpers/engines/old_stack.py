@@ -166,7 +166,7 @@ NEWEST = (9, 0)  # compute capability of the newest GPU that auto-gptq 0.7.1 and
 
 def environment():
     """The Environment of the article's stack: in the folder ARTICLE_STACK_DIR, by default ``.article-stack`` in the project."""
-    folder = ROOT / (os.environ.get("ARTICLE_STACK_DIR") or ".article-stack")  # a relative path counts from the project
+    folder = setup.folder("ARTICLE_STACK_DIR", ".article-stack")
     return Environment(folder, REQUIREMENTS, download=2.95e9, size=5.5e9)  # as measured on Linux in November 2026; most of it is CUDA
 
 

@@ -12,6 +12,7 @@ from helpers.loading import library
 from helpers.loading.memory import forget, free_caches, giving_back, holders
 from helpers.machine import quiet
 from helpers.models import choose, files
+from helpers.models.catalogue import LINEARS, read_json
 
 _loaded = {}  # of the model loaded last: weak references to its parts, its device, its bytes, and the memory in use after it was loaded
 
@@ -43,6 +44,8 @@ def _arguments(step, device=None):
     arguments |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
     if len(shared) > 1:
         arguments |= {"device_map": "sequential", "max_memory": {n: int(free[n] - beside) for n in shared}}
+    if library.attention(step.folder):
+        arguments["attn_implementation"] = "sdpa"
     if not step.is_folder:
         arguments |= {"revision": step.revision, "local_files_only": True}  # ``load`` has fetched the files before
     return arguments, plan
@@ -127,6 +130,13 @@ def _load(step, arguments, before, plan=None):
         with quiet(keep_stderr=True), giving_back(), offline(), one_at_a_time, report:
             tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(**arguments)
+        if step.format == "gptq" and (
+            plain := next((name for name, part in model.named_modules() if name.endswith(LINEARS) and type(part).__name__ == "Linear"), "")
+        ):
+            problem = CheckpointError(
+                f"{step.checkpoint} has been loaded without the integers of {plain}, because its quantization_config leaves that layer out: correct"
+                " block_name_to_quantize or modules_in_block_to_quantize in its config.json, or take another checkpoint."
+            )
         if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
             problem = NotEnoughMemoryError("The GPUs together are too small for this model: set TIER=embedded for the small models.")
     except Exception as error:
@@ -135,7 +145,7 @@ def _load(step, arguments, before, plan=None):
         model = None
         free_caches()
         raise problem
-    if unused := library.plain(model):
+    if unused := library.plain(model, step.folder):
         print(f"Measured greedily, with a cache and by the library's usual attention; the checkpoint's own settings are not used: {unused}.")
     after = machine.in_use(device)
     parts = (*model.modules(), *model.parameters(), *model.buffers())  # all that can be held by itself
@@ -154,8 +164,12 @@ def _why_not(error, step, device, plan, report, tokenising):
         return KernelError(f"{kernels.NAMES[plan.kernel]} failed while {step.title} was loaded ({said}): choose another kernel, or set TIER=embedded.")
     if isinstance(error, ImportError):
         missing = f"The package {error.name} is missing" if isinstance(error, ModuleNotFoundError) and error.name else "A library cannot be used"
-        return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. Run the set-up cell again, or set TIER=embedded.")
-    then, reason = "check config.json and the tokeniser's files, take another checkpoint, or set TIER=embedded", report.reason
+        cure = "Take _attn_implementation out of its config.json" if library.attention(step.folder) else "Run the set-up cell again"
+        return DeviceError(f"{missing} on {device}: {said.rstrip('.')}. {cure}, or set TIER=embedded.")
+    for path in sorted(step.folder.glob("*.json")):
+        if path.name.endswith("config.json") or "token" in path.name:
+            read_json(step.folder, path.name)
+    then, reason = "check config.json, generation_config.json and the tokeniser's files, take another checkpoint, or set TIER=embedded", report.reason
     if tokenising and not any((step.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         then, reason = "copy these files from the model that it was made from", "it has no tokeniser, neither tokenizer.json nor tokenizer.model"
     return library.explained(error, CheckpointError, f"{step.checkpoint} cannot be loaded", then, reason)

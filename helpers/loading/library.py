@@ -40,15 +40,22 @@ def greedy(model, tokenizer, new_tokens, **options):
     return settings, settings.update(**options)
 
 
-def plain(model):
-    """Take what slows each pass out of ``model``'s configuration; return the settings of its checkpoint that no measurement uses, in words."""
+def attention(folder):
+    """The kind of attention that config.json in ``folder`` asks for, where it is another than the library's usual one; None otherwise."""
+    config = read_json(folder, "config.json")
+    return next((kind for name in ("attn_implementation", "_attn_implementation") if (kind := config.get(name)) not in (None, "sdpa")), None)
+
+
+def plain(model, folder):
+    """Take what slows each pass out of ``model``'s configuration; return the settings of its checkpoint in ``folder`` that no measurement uses, in words."""
     own = {name: value for name, (value, _) in _unusual(model.generation_config).items()}
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(model.config, name, False):
-            own[name] = True
-            setattr(model.config, name, False)
-    if (attention := model.config._attn_implementation) != "sdpa":
-        own["attn_implementation"] = attention
+    for name, usual in (("output_attentions", False), ("output_hidden_states", False), ("return_dict", True)):
+        if (value := getattr(model.config, name, usual)) != usual:
+            own[name] = value
+            setattr(model.config, name, usual)
+    if kind := attention(folder):
+        own["attn_implementation"] = kind
+    if model.config._attn_implementation != "sdpa":
         model.set_attn_implementation("sdpa")
     return ", ".join(f"{name} {value}" for name, value in own.items())
 
@@ -128,7 +135,8 @@ def explained(error, kind, what, then, reason=""):
     if isinstance(error, CourseError) or Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(ROOT / "helpers"):
         raise error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    words = (reason or (lines[0] if lines else "")).rstrip(".:")
+    lines[:2] = [" ".join(lines[:2])] if lines and lines[0].endswith(":") else lines[:2]
+    words = (reason or (lines[0] if lines else "")).rstrip(".:!")
     name = "" if reason or isinstance(error, (OSError, ValueError, RuntimeError)) and words else f"{type(error).__name__}{': ' * bool(words)}"
     return kind(f"{what}: {name}{words}. What to do: {then}.")
 
@@ -157,6 +165,7 @@ def plain_llama(folder, otherwise, ropes=("default",)):
     refused = {name: value for name, value in raw.items() if name not in known and value not in (None, False, {}, [])}
     refused |= {"hidden_act": config.hidden_act} if config.hidden_act not in ("silu", "swish") else {}
     refused |= {"rope_type": rope["rope_type"]} if rope.get("rope_type", "default") not in ropes else {}
+    refused |= {name: rope[name] for name in ("factor", "rope_theta") if not isinstance(rope.get(name, 1), (int, float))}
     refused |= {"partial_rotary_factor": rope["partial_rotary_factor"]} if rope.get("partial_rotary_factor", 1) not in (None, 1) else {}
     if refused:
         name, value = next(iter(refused.items()))

@@ -4,6 +4,7 @@ A proxy's address is never repeated: it may hold a password.
 """
 
 import os
+import re
 from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
@@ -58,6 +59,10 @@ def trouble(error, address=None):
         return f"{socks} names a SOCKS proxy, and Python's clients lack a package for it or its kind: run pip install socksio PySocks, {AGAIN}"
     if proxies and ("for proxy URL" in said or "Proxy protocol" in said):
         return f"{next(iter(proxies))} names a proxy of a kind that Python's clients do not know: write it as http://host:port, {AGAIN}"
+    if "InvalidURL" in kinds and (wrong := next((name for name, proxy in proxies.items() if not is_address(re.sub(r"^(\w+://)?", "http://", proxy))), None)):
+        return f"{wrong} names a proxy whose address cannot be: write it as http://host:port, {AGAIN}"
+    if "IsADirectoryError" in kinds and os.path.isdir(given := os.environ.get("SSL_CERT_FILE", "")):
+        return f"SSL_CERT_FILE names {given}, which is a folder: name a file of certificates, {AGAIN}"
     if {"SSLError", "FileNotFoundError"} & kinds or any(word in said for word in ("CERTIFICATE", "certificate", "TLS CA")):
         given = {name: os.environ[name] for name in CERTIFICATES if os.environ.get(name)}
         if lost := next((name for name, path in given.items() if not os.path.exists(path)), None):

@@ -58,19 +58,26 @@ class Shape:
         if config.get("model_type") != "llama":
             raise CheckpointError(f"{folder} holds a {config.get('model_type')!r} model: this course loads Llama checkpoints only, so take one of those.")
         *sizes, heads = (config.get(name) for name in cls.NAMES)
-        if not all(isinstance(size, int) and size > 0 for size in (*sizes, heads)):
-            raise CheckpointError(f"{folder}/config.json lacks a size of the model: fetch or build the checkpoint again.")
-        if (config.get("num_key_value_heads") or heads) != heads or config.get("tie_word_embeddings"):
+        if wrong := [name for name, size in zip(cls.NAMES, (*sizes, heads)) if type(size) is not int or size < 1]:
             raise CheckpointError(
-                f"{folder} has grouped-query attention or a tied head: this course knows Llama-2 7B's and 13B's architecture, so take a checkpoint of those."
+                f"{folder}/config.json lacks a size of the model, or it is no whole number ({wrong[0]} is {config.get(wrong[0])!r}): fetch or build the"
+                " checkpoint again."
+            )
+        key_heads, tied = config.get("num_key_value_heads"), config.get("tie_word_embeddings")
+        if key_heads not in (None, heads) or tied:
+            raise CheckpointError(
+                f"{folder} has grouped-query attention or a tied head (num_key_value_heads is {key_heads!r} of {heads}, tie_word_embeddings {tied!r}): this course"
+                " knows Llama-2 7B's and 13B's architecture, so take a checkpoint of those."
             )
         hidden, intermediate = sizes[:2]
-        if (config.get("head_dim") or hidden // heads) * heads != hidden:
+        if (hidden // heads if config.get("head_dim") is None else config["head_dim"]) * heads != hidden:
             raise CheckpointError(
                 f"{folder} has heads that are not {hidden} / {heads} wide: this course knows Llama-2's architecture, so take such a checkpoint."
             )
         biases = 4 * hidden * bool(config.get("attention_bias")) + (2 * intermediate + hidden) * bool(config.get("mlp_bias"))
-        return cls(*sizes, biases=biases, **_packing(folder, config.get("quantization_config") or {}))
+        if not isinstance(settings := config.get("quantization_config") or {}, dict):
+            raise CheckpointError(f"{folder}/config.json has a quantization_config that is no object ({settings!r:.40}): fetch or build the checkpoint again.")
+        return cls(*sizes, biases=biases, **_packing(folder, settings))
 
     def linears(self):
         """(in features, out features) of the seven linear layers of one block: q, k, v, o, gate, up, down."""
@@ -139,7 +146,7 @@ def _packing(folder, settings):
         return {}
     bits, group = settings.get("bits"), settings.get("group_size", 128)
     mixed = [name for name in ("dynamic", "lm_head") if settings.get(name)]
-    if (some := settings.get("modules_in_block_to_quantize")) and {name for names in some for name in names} < set(LINEARS):
+    if (some := settings.get("modules_in_block_to_quantize")) and any(name not in str(some) for name in LINEARS):
         mixed.append("modules_in_block_to_quantize")
     if mixed:
         problem = f"its layers are not all quantised alike ({mixed[0]})"

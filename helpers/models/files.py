@@ -44,7 +44,7 @@ def whole(path, unless=lambda: False, need=0, setting="RESULTS_DIR"):
         _sweep(path)
         if need > 0.98 * (free := machine.disk(path.parent)):
             raise NotEnoughMemoryError(
-                f"{path.name} takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB of the disk are free: make room, or set {setting} to another disk."
+                f"{path.name} takes {need / 1e6:,.1f} MB and {free / 1e6:,.1f} MB of the disk are free: make room, or set {setting} to another disk."
             )
         partial = path.with_name(f"{path.name}.{_own(os.getpid())}-{next(_count)}.partial")
         try:
@@ -193,6 +193,8 @@ def check_format(folder, format):
             "has its GPTQ settings in quantize_config.json alone, as older programs wrote them, and transformers reads config.json: copy them there, as"
             ' "quantization_config", and add "quant_method": "gptq" to them'
         )
+    elif method != "gptq" and str(method).lower() == "gptq":
+        why = f'names its quant_method {method!r} in config.json, and transformers knows "gptq": write it so'
     elif method == (None if format != "gptq" else "gptq"):
         return shape
     elif method == "gptq":
@@ -211,15 +213,27 @@ def check_folder(folder, format):
     Only the safetensors headers are read: every shard must be there, none cut off, no layer missing, and GPTQ's integers packed as config.json says.
     """
     folder, shape = Path(folder), check_format(folder, format)
-    found = tensors(folder)
-    weight, config = "qweight" if format == "gptq" else "weight", read_json(folder, "config.json")
-    with_bias = [name for name in LINEARS if config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias")]
-    matrices = [f"{name}.{weight}" for name in LINEARS]
-    small = [f"{name}.weight" for name in NORMS] + [f"{name}.bias" for name in with_bias]
-    for outside, inside in (({"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}, matrices), (set(), small)):
-        wanted = outside | {f"model.layers.{n}.{part}" for n in range(shape.num_hidden_layers) for part in inside}
-        if missing := sorted(wanted - set(found)):
-            raise CheckpointError(f"{folder} lacks {len(missing)} tensors, {missing[0]} for one: fetch or build the checkpoint again.")
+    found, blocks = tensors(folder), range(shape.num_hidden_layers)
+    config, hidden, gptq = read_json(folder, "config.json"), shape.hidden_size, format == "gptq"
+    wanted = {f"{name}.weight": (shape.vocab_size, hidden) for name in ("model.embed_tokens", "lm_head")} | {"model.norm.weight": (hidden,)}
+    wanted |= {f"model.layers.{n}.{name}.weight": (hidden,) for n in blocks for name in NORMS}
+    for name, (inputs, outputs) in zip(LINEARS, shape.linears()):
+        biased = config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias")
+        sizes = {"qweight" if gptq else "weight": None if gptq else (outputs, inputs)} | ({"bias": (outputs,)} if biased else {})
+        wanted |= {f"model.layers.{n}.{name}.{part}": size for n in blocks for part, size in sizes.items()}
+    if missing := sorted(set(wanted) - set(found)):
+        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, {missing[0]} for one: fetch or build the checkpoint again.")
+    for name, size in sorted(found.items()):
+        known = name in wanted or gptq and f"{name.rpartition('.')[0]}.qweight" in wanted or name.endswith("rotary_emb.inv_freq")
+        if not known:
+            raise CheckpointError(
+                f"{folder} has a tensor that its config.json does not know ({name}), and a library would leave it out: correct config.json, or take another"
+                " checkpoint."
+            )
+        if wanted.get(name) not in (None, size):
+            raise CheckpointError(
+                f"{folder}: {name} is of shape {size} in place of {wanted[name]}, as config.json says: correct config.json, or fetch the checkpoint again."
+            )
     for name, (inputs, outputs) in zip(LINEARS, shape.linears()) if format == "gptq" else ():
         groups = 1 if shape.group_size == -1 else -(-inputs // shape.group_size)
         for part, size in {"qweight": (inputs * shape.bits // 32, outputs), "scales": (groups, outputs)}.items():

@@ -5,12 +5,11 @@ those of trained models do: without any, LLM.int8() would skip its 16-bit part a
 embedded models', whose tokens are a part of the vocabulary. First used in notebook 00, which may choose the tier "synthetic".
 """
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from helpers import ROOT
+from helpers import setup
 from helpers.errors import CheckpointError, UnknownStepError
 from helpers.models import files
 from helpers.models.catalogue import CHECKPOINTS, LINEARS, LLAMA_2, Shape, read_json
@@ -39,8 +38,7 @@ def folder(model, format, layers=None):
     stored = "gptq" if format == "gptq" else "bf16"
     shape = LLAMA_2.get(model, SHAPES[model])
     shape = replace(shape, num_hidden_layers=layers or shape.num_hidden_layers)
-    parent = ROOT / (os.environ.get("SYNTHETIC_DIR") or "synthetic")  # a relative path counts from the project
-    path = parent / f"llama-2-{model.lower()}{f'-{layers}-layers' if layers else ''}-{stored}"
+    path = setup.folder("SYNTHETIC_DIR", "synthetic") / f"llama-2-{model.lower()}{f'-{layers}-layers' if layers else ''}-{stored}"
     if path.is_dir() and not _current(path):
         print(f"{path.name} is of an earlier version of this course, whose blocks are all equal (some engines keep equal weights once): it is written again.")
         shutil.rmtree(path)
