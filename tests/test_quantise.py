@@ -14,7 +14,7 @@ import pytest
 import test_hub
 from support.book import functions
 
-from helpers import loading, quality, quantise, setup
+from helpers import loading, plots, quality, quantise, setup
 from helpers.errors import CheckpointError, DiskError
 from helpers.models import catalogue, choose
 
@@ -26,7 +26,16 @@ def book():
     """The functions that notebook 10 defines, by name."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    used = {"quantise": quantise, "setup": setup, "json": json, "os": os, "EvalResult": EvalResult, "ModelCard": ModelCard, "ModelCardData": ModelCardData}
+    used = {
+        "plots": plots,
+        "quantise": quantise,
+        "setup": setup,
+        "json": json,
+        "os": os,
+        "EvalResult": EvalResult,
+        "ModelCard": ModelCard,
+        "ModelCardData": ModelCardData,
+    }
     return functions("10", without=("try_gptq", "score"), **used)
 
 
