@@ -291,6 +291,22 @@ def test_bandwidth_leaves_the_threads_as_they_were():
     assert torch.get_num_threads() == before
 
 
+def test_bandwidth_is_the_machines_and_not_that_of_a_models_threads(monkeypatch):
+    """A small model leaves one thread to torch: the floor of the next, larger one must not follow from that."""
+    import torch
+
+    from helpers.machine import speed
+
+    asked, before = [], torch.get_num_threads()
+    monkeypatch.setattr(speed.machine, "cores", lambda: 2)
+    monkeypatch.setattr(speed, "_fastest", lambda *arguments: asked.append(arguments[-2]) or arguments[-2])
+    torch.set_num_threads(1)
+    try:
+        assert speed.bandwidth("cpu", 2**20) == 2 and set(asked) == {1, 2}
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_bandwidth_gives_its_buffer_back():
     before = machine.in_use("cpu")
     limits.bandwidth("cpu", 2**29)

@@ -16,11 +16,11 @@ BITS = {16: ("bf16",), 8: ("int8", "Q8_0"), 4: ("gptq", "Q4_0", "Q4_K_M")}  # fo
 
 
 def figures():
-    """Return {bits: (GB, pieces of words a second as in the article, the same with llama.cpp's fastest type, or None)}."""
+    """Return {bits: (GB, pieces of words a second as in the article, the same with llama.cpp's fastest type and build, or None)}."""
     rows, found = ledger.read(ROWS, engine=None), {}
     for bits, (usual, *others) in BITS.items():
         (own,) = [row for row in rows if "engine" not in row and row["format"] == usual]
-        speeds = [1 / row["tpot_s"] for row in rows if row.get("engine") == "llama.cpp" and any(name in row["title"].split() for name in others)]
+        speeds = [1 / row["tpot_s"] for row in rows if row.get("engine") == "llama.cpp" and row["dtype"] in others]
         found[bits] = own["weight_bytes"] / 1e9, 1 / own["tpot_s"], max(speeds, default=None)
     return found
 
@@ -62,8 +62,9 @@ def draw(path=FILE):
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.set_yticks([])
         axes.margins(y=0.15)
-    date = ledger.read(ROWS, engine=None)[0]["date"][:10]
-    figure.supxlabel(f"A model of Llama-2 7B's shape (random numbers), on two cores of an AMD EPYC, no graphics card. Recorded on {date}.", fontsize=8.5)
+    row = ledger.read(ROWS, engine=None)[0]
+    where = row["device"].removeprefix("CPU (").removesuffix(")")
+    figure.supxlabel(f"A model of Llama-2 7B's shape (random numbers), on {where}, no graphics card. Recorded on {row['date'][:10]}.", fontsize=8.5)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110, metadata={"Software": None, "Description": text()})
     files.write(path, picture.getvalue())

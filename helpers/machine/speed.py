@@ -19,7 +19,8 @@ def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
     The fastest of repeated reads by a few real kernels of torch, each of which reads every byte once, as decoding reads the weights. Best of
     several, after a warm-up, is the rule of STREAM (McCalpin, 1995, https://www.cs.virginia.edu/stream/). A ``size`` that fits into a cache
     gives the cache's bandwidth: a small model is read from there as well; it is kept between 1 MiB and LARGEST, and below a quarter of the
-    free memory. On a CPU, one thread is tried too: on a busy machine threads wait for each other. device: as for machine.get_device, and
+    free memory. On a CPU all cores read, whatever number of threads a model has: the limit is the machine's. One thread is tried too: on a busy
+    machine threads wait for each other. device: as for machine.get_device, and
     raises what that raises. First used in notebook 07.
     """
     import torch
@@ -31,7 +32,7 @@ def bandwidth(device=None, size=LARGEST, clock=time.perf_counter):
     buffer = torch.ones(size // 4, device=device)  # ones, not zeros: the system maps untouched zeros to a single page
     threads = torch.get_num_threads()
     try:
-        return max(_fastest(_kernels(buffer), size, device, clock, count, BUDGET / 2) for count in ((threads,) if on_gpu else {threads, 1}))
+        return max(_fastest(_kernels(buffer), size, device, clock, count, BUDGET / 2) for count in ((threads,) if on_gpu else {machine.cores(), 1}))
     finally:
         torch.set_num_threads(threads)
         del buffer
@@ -49,10 +50,11 @@ def flops(device=None, dtype=None, clock=time.perf_counter):
 
     device = machine.get_device(device)
     on_gpu = device.startswith("cuda")
-    threads, rates = torch.get_num_threads(), []
+    before, rates = torch.get_num_threads(), []
     for side in (4096,) if on_gpu else (512, 1024):  # the small one for busy machines, the large one for many cores
         a, b = (torch.ones(side, side, device=device, dtype=dtype or torch.bfloat16) for _ in range(2))
-        rates.append(_fastest([lambda a=a, b=b: a @ b], 2 * side**3, device, clock, threads, BUDGET / 2))
+        rates.append(_fastest([lambda a=a, b=b: a @ b], 2 * side**3, device, clock, before if on_gpu else machine.cores(), BUDGET / 2))
+    torch.set_num_threads(before)
     del a, b
     if on_gpu:
         free_caches()
