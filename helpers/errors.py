@@ -102,6 +102,11 @@ def chain(error):
     return links
 
 
+def kinds(error):
+    """The names (set of str) of the classes of ``error`` and of what caused it."""
+    return {cls.__name__ for link in chain(error) for cls in type(link).__mro__}
+
+
 def disk_trouble(error, setting, reasons=FULL | CLOSED):
     """Say in a clause why the disk stopped ``error`` and what to do; "" if it did not.
 

@@ -87,10 +87,11 @@ def plan(settings, capability=None, asked="", widths=()):
     if capability is None:
         if asked in ("triton", *COMPILED):
             raise DeviceError(f"{NAMES[asked]} is a kernel for CUDA GPUs, and this step would run on the CPU: leave it out, or take gptq-torch.")
-        if why := _fails_on_cpu(json.dumps(settings), asked, tuple(widths)):
+        layers = json.dumps(settings), tuple(sorted(widths))
+        if why := _fails_on_cpu(*layers, asked):
             able = [NAMES[kernel] for kernel in ORDER if not _unsupported(kernel, settings, MARLIN_CAPABILITY)]
             there = f"load it on a machine with a CUDA GPU, where {able[0]} can" if able else "take a checkpoint with other settings"
-            there = "take gptq-torch, which can" if not _fails_on_cpu(json.dumps(settings), "torch", tuple(widths)) else there
+            there = "take gptq-torch, which can" if not _fails_on_cpu(*layers, "torch") else there
             raise DeviceError(f"{NAMES.get(asked, 'The kernel that gptqmodel takes')} cannot compute this GPTQ checkpoint on this CPU ({why}): {there}.")
         return Plan([asked])
     found = Plan([], {})
@@ -118,11 +119,11 @@ def plan_for(step, device):
         import torch
 
         capability = min(torch.cuda.get_device_capability(each) for each in devices)
-    return plan(step.quantization, capability, step.kernel, sorted({inputs for inputs, _ in step.shape.linears()}))
+    return plan(step.quantization, capability, step.kernel, {inputs for inputs, _ in step.shape.linears()})
 
 
 @lru_cache(maxsize=64)
-def _fails_on_cpu(settings, kernel, widths):
+def _fails_on_cpu(settings, widths, kernel):
     """Why ``kernel`` ("": gptqmodel's choice) cannot compute layers of ``widths`` inputs and such ``settings`` (JSON) on this CPU, in a clause, or "".
 
     A layer of random integers and 64 outputs is computed with it for each width, and by hand. (gptqmodel 7.6 takes TorchFusedLinear for one group a
@@ -146,7 +147,7 @@ def _fails_on_cpu(settings, kernel, widths):
     try:
         with machine.quiet(), torch.no_grad():
             layer_class = hf_select_quant_linear_v2(
-                **kind, format=_layout(settings), quant_method=METHOD.GPTQ, pack=False, device_map={"": "cpu"}, backend=f"gptq_{kernel}" if kernel else "auto"
+                **kind, format=layout(settings), quant_method=METHOD.GPTQ, pack=False, device_map={"": "cpu"}, backend=f"gptq_{kernel}" if kernel else "auto"
             )
             for width in widths:
                 layer = layer_class(**kind, in_features=width, out_features=outputs, bias=False)
@@ -172,7 +173,7 @@ def _fails_on_cpu(settings, kernel, widths):
     return ""
 
 
-def _layout(settings):
+def layout(settings):
     """The layout of a checkpoint: "gptq" (v1, zero points stored minus 1), "gptq_v2", …"""
     return settings.get("checkpoint_format") or settings.get("format") or "gptq"
 
@@ -187,9 +188,9 @@ def _unsupported(kernel, settings, capability):
     from gptqmodel.utils.importer import get_kernel_for_backend
 
     try:
-        layer = get_kernel_for_backend(BACKEND(f"gptq_{kernel}"), METHOD.GPTQ, FORMAT(_layout(settings)))
+        layer = get_kernel_for_backend(BACKEND(f"gptq_{kernel}"), METHOD.GPTQ, FORMAT(layout(settings)))
     except ValueError:
-        return f"it does not know the layout {_layout(settings)!r}"
+        return f"it does not know the layout {layout(settings)!r}"
     bits, group = settings.get("bits", 4), settings.get("group_size", 128)
     if bits not in layer.SUPPORTS_BITS:
         return f"it knows {' and '.join(map(str, layer.SUPPORTS_BITS))} bits, and the checkpoint has {bits}"

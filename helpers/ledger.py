@@ -45,7 +45,7 @@ def make_row(step, timing, model, prediction=None, speed=None):
     """Return the ledger row (a dict that JSON can hold) of ``timing``, measured on ``model``, which ``step`` loaded.
 
     user_s, sys_s, cpu_total_s, wall_s and ttft_s are those of the cold call, as in the article. Times in seconds, sizes in bytes.
-    prediction: the reader's guess of wall_s, or None. speed, errors: see ``held``.
+    prediction: the reader's guess of wall_s, or None. speed, and what is raised: see ``held``.
     """
     layer = model.model.layers[0].self_attn.q_proj
     row = measured(timing) | {
@@ -315,7 +315,7 @@ class Difference(NamedTuple):
         return said if self.sign else f"about as long ({said})" if self.sign == 0 else f"too noisy to tell ({said}, and {self.why})"
 
 
-def _calm(rows, key):
+def calm(rows, key):
     """Those of ``rows`` whose figure ``key`` stands; all of them where none does."""
     return [row for row in rows if not disturbed(row, key)] or rows
 
@@ -326,7 +326,7 @@ def _value(row, key):
 
 def middle(rows, key):
     """Median of the figure ``key`` over all ``rows`` of a step; disturbed ones are left out where others are there. First used in notebook 09."""
-    return median(_value(row, key) for row in _calm(rows, key))
+    return median(_value(row, key) for row in calm(rows, key))
 
 
 def difference(before, after, key, after_key=None):
@@ -338,12 +338,12 @@ def difference(before, after, key, after_key=None):
     """
     middles, noise, why = [], NOISE, ""
     for rows, name in ((before, key), (after, after_key or key)):
-        calm = _calm(rows, name)
-        if trouble := disturbed(calm[-1], name):
-            noise, why = inf, ": ".join(filter(None, (calm[-1].get("title"), trouble)))
-        values, center = [_value(row, name) for row in calm], middle(rows, name)
+        standing = calm(rows, name)
+        if trouble := disturbed(standing[-1], name):
+            noise, why = inf, ": ".join(filter(None, (standing[-1].get("title"), trouble)))
+        values, center = [_value(row, name) for row in standing], middle(rows, name)
         apart = iqr(values) if len(values) >= MANY else max(values) - min(values)
-        noise = max(noise, 100 * apart / center, *(100 * _spread(row, name) for row in calm))
+        noise = max(noise, 100 * apart / center, *(100 * _spread(row, name) for row in standing))
         middles.append(center)
     why = why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
     return Difference(100 * (middles[1] - middles[0]) / middles[0], noise, why)

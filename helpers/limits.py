@@ -89,19 +89,18 @@ def steps(tier, **options):
 
 def reached(rows):
     """(share, noise in per cent, why it is noisy or ""): floor / measured TPOT of all ``rows`` of a step on one machine, see ledger.difference. First used in notebook 07."""
-    calm = [row for row in rows if not ledger.disturbed(row, "tpot_s")]
-    return median(row["floor_tpot_s"] / row["tpot_s"] for row in calm or rows), *ledger.difference(rows, rows, "tpot_s")[1:]
+    return median(row["floor_tpot_s"] / row["tpot_s"] for row in ledger.calm(rows, "tpot_s")), *ledger.difference(rows, rows, "tpot_s")[1:]
 
 
 def gain(before, after):
     """Say what step ``after`` reads and takes a token against step ``before`` (rows of ``steps``), in a sentence. First used in notebook 07."""
-    percent, noise, why = ledger.difference(before["rows"], after["rows"], "tpot_s")
+    change = ledger.difference(before["rows"], after["rows"], "tpot_s")
     reads = f"{after['title']} reads {after['floor_bytes'] / before['floor_bytes']:.2f} times the bytes of {before['title']}"
-    if abs(percent) > noise:
-        return f"{reads}, and takes {abs(percent):.0f} % {'less' if percent < 0 else 'more'} time a token."
-    if why:
-        return f"{reads}. Whether it takes less time a token is too noisy to tell ({percent:+.0f} %, and {why})."
-    return f"{reads}, and takes about as long a token ({percent:+.0f} %)."
+    if change.sign:
+        return f"{reads}, and takes {change.words('time a token')}."
+    if change.sign is None:
+        return f"{reads}. Whether it takes less time a token is too noisy to tell ({change.percent:+.0f} %, and {change.why})."
+    return f"{reads}, and takes about as long a token ({change.percent:+.0f} %)."
 
 
 @dataclass(frozen=True)

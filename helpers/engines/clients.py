@@ -189,7 +189,7 @@ async def measure(endpoint, prompts, concurrency, new_tokens, timeout=TIMEOUT, l
     if not network.is_address(endpoint.url):
         raise EndpointError(f"{endpoint.url!r} is no address: write it in full, for example http://127.0.0.1:8000/v1.")
     key = os.environ.get(endpoint.key_variable, "") if endpoint.key_variable else ""
-    local = urlsplit(endpoint.url).hostname in ("127.0.0.1", "localhost", "::1")
+    local = urlsplit(endpoint.url).hostname in network.HERE
     # Between two programs of one machine: no proxy; and a connection for each request, because llama.cpp's server closes some that are kept.
     connections = aiohttp.TCPConnector(limit=0, force_close=local)
     options = {"headers": {"Authorization": f"Bearer {key or 'none'}"}, "trust_env": not local, "timeout": aiohttp.ClientTimeout(total=timeout)}

@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from helpers import errors, loading, setup
+from helpers import errors, kernels, loading, setup
 from helpers.engines import timed
 from helpers.errors import CheckpointError, PromptError
 from helpers.loading import library
@@ -55,7 +55,7 @@ def _check(step, source):
     if theta != read_json(source, "config.json").get("rope_theta", THETA):  # the builder looks there
         problem = f"its rope_theta, {theta:g}, stands in rope_parameters alone, where the builder does not look: write it beside them in config.json, or"
     elif step.format == "gptq":
-        layout = step.quantization.get("checkpoint_format") or step.quantization.get("format") or "gptq"
+        layout = kernels.layout(step.quantization)
         if layout != "gptq":
             problem = f"its zero points are of layout {layout}, and the builder takes those of v1:"
         elif shape.group_size not in GROUPS or shape.bits not in BITS:

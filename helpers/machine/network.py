@@ -8,7 +8,7 @@ import re
 from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
-from helpers.errors import chain
+from helpers import errors
 
 HERE = ("127.0.0.1", "localhost", "::1")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
@@ -46,8 +46,7 @@ def endpoint():
 
 def trouble(error, address=None):
     """Say in a clause which variable keeps ``error``'s request to ``address`` (None: the Hub) from the network, and what to do; "" if none does."""
-    links = chain(error)
-    said, kinds = " ".join(map(str, links)), {cls.__name__ for link in links for cls in type(link).__mro__}
+    said, kinds = " ".join(map(str, errors.chain(error))), errors.kinds(error)
     proxies = {name: value for name, value in os.environ.items() if name.lower() in ("all_proxy", "https_proxy", "http_proxy") and value}
     socks = next((name for name, value in proxies.items() if value.lower().startswith("socks")), None)
     if "OfflineModeIsEnabled" in kinds:

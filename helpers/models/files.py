@@ -234,10 +234,10 @@ def check_folder(folder, format):
             raise CheckpointError(
                 f"{folder}: {name} is of shape {size} in place of {wanted[name]}, as config.json says: correct config.json, or fetch the checkpoint again."
             )
-    for name, (inputs, outputs) in zip(LINEARS, shape.linears()) if format == "gptq" else ():
+    for name, (inputs, outputs) in zip(LINEARS, shape.linears()) if gptq else ():
         groups = 1 if shape.group_size == -1 else -(-inputs // shape.group_size)
         for part, size in {"qweight": (inputs * shape.bits // 32, outputs), "scales": (groups, outputs)}.items():
-            for n in range(shape.num_hidden_layers):
+            for n in blocks:
                 if (there := found.get(f"model.layers.{n}.{name}.{part}")) != size:
                     raise CheckpointError(
                         f"{folder} says {shape.bits} bits in groups of {shape.group_size}, and model.layers.{n}.{name}.{part} is of shape {there} in place of"

@@ -159,7 +159,7 @@ def patiently(action):
         try:
             return action()
         except Exception as error:
-            status, names = status_of(error), kinds(error)
+            status, names = status_of(error), errors.kinds(error)
             passing = status is not None and (status == 429 or status >= 500) or {"RemoteProtocolError", "ReadError"} & names
             if not passing or attempt == TRIES:
                 raise
@@ -169,7 +169,7 @@ def patiently(action):
 
 def why(error, repository):
     """Say in a clause why the Hub, the network, a variable or the disk stopped ``error``, and what to do: whatever the library raises."""
-    names, answer = kinds(error), _answer(error)
+    names, answer = errors.kinds(error), _answer(error)
     said = " ".join(str(getattr(link, "server_message", None) or link) for link in errors.chain(error))
     status, wait = (None, None) if answer is None else (answer.status_code, answer.headers.get("Retry-After"))
     token, gated = token_place() if status == 401 else None, "GatedRepoError" in names
@@ -226,11 +226,6 @@ def named(text):
     if not re.fullmatch(r"(?!.*(--|\.\.))(\w[\w.-]*/)?\w[\w.-]{0,95}(?<![.-])(?<!\.git)", text, flags=re.ASCII):
         raise CheckpointError(f"{given!r} is neither a folder here nor a name that a repository of the Hub can have: check it, or write owner/name.")
     return text, revision
-
-
-def kinds(error):
-    """The names (set of str) of the classes of ``error`` and of what caused it."""
-    return {cls.__name__ for link in errors.chain(error) for cls in type(link).__mro__}
 
 
 def _answer(error):
