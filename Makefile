@@ -22,6 +22,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CHECK ?= .venv/check
+ALONE := tests/test_busy.py tests/test_verdicts.py
 SLOW := article_stack data_build hub quantise serving tools_gpu verdicts
 
 .PHONY: run test test-fast notebooks lab data picture badges check format links platforms replica t4 gpu static wall clean
@@ -29,11 +30,14 @@ SLOW := article_stack data_build hub quantise serving tools_gpu verdicts
 run: .venv/ready
 	@$(BIN)/python -m tools.run
 
+# The notebooks and what measures beside other programs of its own have the machine to themselves; all other tests run two at a time.
 test: .venv/tools
-	@$(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks tests
+	@TEST_RESULTS="$$(mktemp -d)"; export TEST_RESULTS; \
+	$(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks $(ALONE); measured=$$?; \
+	$(BIN)/python -m pytest -v -n 2 --dist loadfile $(ALONE:%=--ignore=%) tests && exit $$measured
 
 test-fast: .venv/tools
-	@$(BIN)/python -m pytest -q $(SLOW:%=--ignore=tests/test_%.py) tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(SLOW:%=--ignore=tests/test_%.py) tests
 
 notebooks: .venv/tools
 	@TIER=embedded RESULTS_DIR="$$(mktemp -d)" $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks

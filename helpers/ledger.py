@@ -29,6 +29,7 @@ SURE = 0.9  # of the floor: the best of two bandwidths measured in one minute di
 LOOKS = 3  # bandwidths that are measured before a row is refused: beside other programs one comes out too low, and the floor too high
 SETTINGS = ("bits", "group_size", "desc_act", "sym", "checkpoint_format")  # of a GPTQ checkpoint, as a row keeps them
 NOISE = 5  # per cent: a smaller change counts as none
+BESIDE = 30  # per cent: the noise of warm calls beside other programs, though cores were left: of the two threads of one core each slows the other
 MANY = 5  # rows of a step: from so many on, one that lies apart is no noise
 COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the first call
 WARM = {"tpot_s": "tpot", "warm_ttft_s": "ttft", "warm_cpu_total_s": "cpu_total"}  # of the warm calls: what of a call; all others their wall time
@@ -316,8 +317,13 @@ class Difference(NamedTuple):
 
 
 def calm(rows, key):
-    """Those of ``rows`` whose figure ``key`` stands; all of them where none does."""
-    return [row for row in rows if not disturbed(row, key)] or rows
+    """Those of ``rows`` whose figure ``key`` stands, all of them where none does; of these the ones that no other program ran beside, if there are any."""
+    rows = [row for row in rows if not disturbed(row, key)] or rows
+    return [row for row in rows if not _beside(row)] or rows
+
+
+def _beside(row):
+    return (row.get("others_cores") or 0) > machine.QUIET
 
 
 def _value(row, key):
@@ -333,8 +339,8 @@ def difference(before, after, key, after_key=None):
     """Return the Difference of the figure ``key`` from rows ``before`` to rows ``after`` (there ``after_key``, if it is another).
 
     before, after: all rows of a step on one machine, at least one each; their ``middle`` is compared. The noise is how far the rows of one side
-    lie apart (of MANY rows, the interquartile range, so that measuring again heals), at least that range of their warm calls and NOISE; it has no
-    end where only disturbed rows are there. A change that is not larger than the noise is none. First used in notebook 05.
+    lie apart (of MANY rows, the interquartile range, so that measuring again heals), at least that range of their warm calls and NOISE, and BESIDE
+    where other programs ran; it has no end where only disturbed rows are there. A change that is not larger than the noise is none. First used in notebook 05.
     """
     middles, noise, why = [], NOISE, ""
     for rows, name in ((before, key), (after, after_key or key)):
@@ -344,6 +350,8 @@ def difference(before, after, key, after_key=None):
         values, center = [_value(row, name) for row in standing], middle(rows, name)
         apart = iqr(values) if len(values) >= MANY else max(values) - min(values)
         noise = max(noise, 100 * apart / center, *(100 * _spread(row, name) for row in standing))
+        if noise < BESIDE and any(map(_beside, standing)):
+            noise, why = BESIDE, why or f"other programs ran beside {standing[-1].get('title') or 'it'}"
         middles.append(center)
     why = why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
     return Difference(100 * (middles[1] - middles[0]) / middles[0], noise, why)

@@ -1,10 +1,16 @@
-"""Everything runs on the embedded tier and leaves its results in a temporary folder; the notebooks' kernels inherit both."""
+"""Everything runs on the embedded tier and leaves its results in a temporary folder; the notebooks' kernels inherit both.
+
+With TEST_RESULTS, a folder, the notebooks leave them there, and every later process of the same `make test` begins with a copy of it.
+"""
 
 import os
+import shutil
 import tempfile
 
 os.environ["TIER"] = "embedded"
-os.environ["RESULTS_DIR"] = RESULTS = tempfile.mkdtemp(prefix="results-")
+os.environ["RESULTS_DIR"] = RESULTS = os.environ.get("TEST_RESULTS") or tempfile.mkdtemp(prefix="results-")
+if RESULTS == os.environ.get("TEST_RESULTS") and "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["RESULTS_DIR"] = RESULTS = shutil.copytree(RESULTS, tempfile.mkdtemp(prefix="results-"), dirs_exist_ok=True)
 
 import pytest
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from test_hub import mounted
@@ -252,14 +253,19 @@ print(json.dumps([number, said, ledger.read() == [{}] if os.environ["RESULTS_DIR
 
 
 def test_who_waits_says_so(tmp_path):
-    holder = (
-        "import sys, time; from helpers.models import files\nwith files.whole(sys.argv[1]) as p: p.write_text('first'); print('in', flush=True); time.sleep(5)"
-    )
+    holder = "import sys; from helpers.models import files\nwith files.whole(sys.argv[1]) as p: p.write_text('first'); print('in', flush=True); sys.stdin.read()"
     waiter = "import sys; from helpers.models import files\nfiles.write(sys.argv[1], 'second')"
-    first = subprocess.Popen([sys.executable, "-c", holder, tmp_path / "x"], cwd=ROOT, stdout=subprocess.PIPE)
-    first.stdout.readline()
-    second = subprocess.run([sys.executable, "-c", waiter, tmp_path / "x"], cwd=ROOT, capture_output=True, text=True)
-    assert first.wait() == 0 and second.returncode == 0 and "another program is writing x, waiting for it" in second.stderr
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    first = subprocess.Popen([sys.executable, "-c", holder, tmp_path / "x"], **pipes)
+    assert first.stdout.readline() == "in\n"
+    second = subprocess.Popen([sys.executable, "-c", waiter, tmp_path / "x"], **pipes)
+    limit = threading.Timer(120, second.kill)  # of a waiter that says nothing
+    limit.start()
+    said = second.stderr.readline()
+    limit.cancel()
+    first.communicate()  # ends it
+    second.communicate()
+    assert "another program is writing x, waiting for it" in said and first.returncode == second.returncode == 0
     assert (tmp_path / "x").read_text() == "second"
 
 

@@ -28,6 +28,7 @@ def execute(path, output):
     """
     import nbformat  # importing these two takes three seconds: after the first line is printed
     from jupyter_client import AsyncKernelManager
+    from jupyter_client.channels import HBChannel
     from jupyter_client.kernelspec import KernelSpec
     from nbclient import NotebookClient
 
@@ -47,6 +48,7 @@ def execute(path, output):
     def report(cell, cell_index, execute_reply):
         print(f" {time.perf_counter() - started:6.1f} s", flush=True)
 
+    HBChannel.time_to_dead = 0.1  # seconds: its thread asks so often whether it shall end, and the end of a notebook waits for it
     client = NotebookClient(
         notebook,
         timeout=None,

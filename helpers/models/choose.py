@@ -24,6 +24,7 @@ from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shap
 from helpers.setup import results_dir
 
 SLOWER = 1.3  # what fewer threads may cost on a quiet machine; beside other programs more threads cost far more than that
+LONG = 0.01  # seconds of one block: within it the system shares the cores out, so that medians hold beside other programs
 TIERS = ("embedded", "hub", "synthetic")
 OVERHEAD = 0.8e9  # estimate of the bytes beside the weights on one device: CUDA context, KV cache and activations of one short prompt
 
@@ -174,7 +175,7 @@ def threads(shape):
     medians = _block_times(shape)
     others = load.stop().others
     free = machine.cores() if others < machine.QUIET else max(1, round(machine.cores() - others))  # a core that others use is none for threads that wait
-    medians = {count: time for count, time in medians.items() if count <= free}
+    medians = {count: time for count, time in medians.items() if count <= free or medians[1] > LONG}
     number = min(count for count, time in medians.items() if time <= SLOWER * min(medians.values()))
     if others < machine.QUIET:
         with contextlib.suppress(OSError, ValueError, TypeError), files.whole(results_dir() / "threads.json") as new:  # it only saves the measuring
