@@ -6,7 +6,7 @@ fails. So on a GPU the course asks for a kernel by name, the fastest that is rea
 
 exllama_v2  compiled once on a machine, 26 s for a T4 on two cores; dequantises inside of the product
 triton      nothing to compile beforehand; dequantises, then multiplies
-torch       the same in plain PyTorch
+torch       the same in plain PyTorch; on a CPU it stays uncompiled (``remember``)
 
 Marlin is taken only where somebody asks for it. On a CPU gptqmodel's own choice stands (TorchAtenLinear for the article's checkpoints), after it
 has computed a small layer as one does by hand: its classes declare groups that they then refuse. First used in notebook 03.
@@ -286,7 +286,14 @@ def _copy(source, target):
 
 
 def remember(model, found):
-    """Note that ``model`` was loaded by the Plan ``found``, and return the sentence of ``used``: the class of its layers comes first."""
+    """Note that ``model`` was loaded by the Plan ``found``, and return the sentence of ``used``: the class of its layers comes first.
+
+    On a CPU gptqmodel would compile how plain PyTorch's layers dequantise, in the first call: half a minute and a C++ compiler, for a fifth of a
+    token's time. It is left out.
+    """
+    for part in model.modules() if model.device.type == "cpu" else ():
+        if type(part).__name__ == "TorchLinear":
+            vars(part).pop("dequantize_weight", None)  # the compiled one, which stands before the class's own
     layer = next((type(part).__name__ for part in model.modules() if type(part).__module__.startswith("gptqmodel.")), "no GPTQ layer")
     _used[model] = f"{layer}: {found.sentence}"
     return _used[model]

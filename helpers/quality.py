@@ -61,7 +61,7 @@ def batches(model, encoded):
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
         scored = mask[:, 1:].bool()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), machine.all_cores():
                 hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
                 logits = _head(model.lm_head, hidden[scored.to(hidden.device)])
         except Exception as error:

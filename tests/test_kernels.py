@@ -390,3 +390,10 @@ def test_the_scratch_space_is_the_librarys():
     sizes = [ExllamaV2Linear.scratch_space_fixed(SimpleNamespace(
         temp_dq_size=lambda n=n, m=m: n * m * 2 + 128, temp_fwd_size=lambda length, batch, m=m: m * length * batch * 4 + 128)) for n, m in shape.linears()]  # fmt: skip
     assert shape.exllama_bytes == max(sizes)
+
+
+def test_on_a_cpu_plain_pytorch_stays_uncompiled():
+    """gptqmodel would compile how it dequantises in the first call, for half a minute."""
+    model, _ = loading.load(choose.get_step("gptq-torch"))
+    layer = model.model.layers[0].self_attn.q_proj
+    assert type(layer).__name__ == "TorchLinear" and layer.dequantize_weight.__func__ is type(layer).dequantize_weight

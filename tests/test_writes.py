@@ -253,7 +253,9 @@ print(json.dumps([number, said, ledger.read() == [{}] if os.environ["RESULTS_DIR
 
 
 def test_who_waits_says_so(tmp_path):
-    holder = "import sys; from helpers.models import files\nwith files.whole(sys.argv[1]) as p: p.write_text('first'); print('in', flush=True); sys.stdin.read()"
+    holder = (
+        "import sys; from helpers.models import files\nwith files.whole(sys.argv[1]) as p: p.write_text('first'); print('in', flush=True); sys.stdin.read()"
+    )
     waiter = "import sys; from helpers.models import files\nfiles.write(sys.argv[1], 'second')"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     first = subprocess.Popen([sys.executable, "-c", holder, tmp_path / "x"], **pipes)
@@ -261,7 +263,7 @@ def test_who_waits_says_so(tmp_path):
     second = subprocess.Popen([sys.executable, "-c", waiter, tmp_path / "x"], **pipes)
     limit = threading.Timer(120, second.kill)  # of a waiter that says nothing
     limit.start()
-    said = second.stderr.readline()
+    said = second.stderr.readline() + second.stderr.readline()  # it begins a new line
     limit.cancel()
     first.communicate()  # ends it
     second.communicate()
