@@ -87,6 +87,8 @@ def show_call(step, device=None):
 def load(step, device=None):
     """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, print the memory before and after, return both.
 
+    (Where transformers renames the tensors of an architecture's files, it is asked as well for a report of what it missed.)
+
     Where a GPTQ kernel fails on a GPU, the next one takes its place, which is printed too. "Before" is after the libraries were imported.
     Raises DeviceError, CheckpointError (before weights are read) or NotEnoughMemoryError (before anything large is fetched or read).
     """
@@ -129,14 +131,15 @@ def _load(step, arguments, before, plan=None):
     try:
         with quiet(keep_stderr=True), giving_back(), offline(), one_at_a_time, report:
             tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
-            model, found = AutoModelForCausalLM.from_pretrained(**arguments, output_loading_info=True)
-        left_out = found["unexpected_keys"] if step.shape.renamed else ()  # else the names were looked at before; some GPTQ files have biases of zeros
-        for what, names in (("without weights for", found["missing_keys"]), ("without reading", left_out)):
-            if names:
-                problem = CheckpointError(
-                    f"{step.checkpoint} has been loaded {what} {sorted(names)[0]} ({len(names)} in all), so it would be another model: correct config.json,"
-                    " or take another checkpoint."
-                )
+            model = AutoModelForCausalLM.from_pretrained(**arguments, **({"output_loading_info": True} if step.shape.renamed else {}))
+        if step.shape.renamed:  # the names of other files were looked at before
+            model, report_of = model
+            for what, names in (("without weights for", report_of["missing_keys"]), ("without reading", report_of["unexpected_keys"])):
+                if names:
+                    problem = CheckpointError(
+                        f"{step.checkpoint} has been loaded {what} {sorted(names)[0]} ({len(names)} in all), so it would be another model: correct"
+                        " config.json, or take another checkpoint."
+                    )
         problem = problem or _one_table(model, step)
         for part in model.modules() if step.format == "nf4" else ():
             if getattr(part, "in_features", 64) % 64 and hasattr(part, "support_avx512bf16_for_cpu"):
