@@ -119,7 +119,7 @@ def plan_for(step, device):
         import torch
 
         capability = min(torch.cuda.get_device_capability(each) for each in devices)
-    return plan(step.quantization, capability, step.kernel, {inputs for inputs, _ in step.shape.linears()})
+    return plan(step.quantization, capability, step.kernel, {inputs for inputs, _ in step.shape.quantised.values()})
 
 
 @lru_cache(maxsize=64)

@@ -48,7 +48,7 @@ def make_row(step, timing, model, prediction=None, speed=None):
     user_s, sys_s, cpu_total_s, wall_s and ttft_s are those of the cold call, as in the article. Times in seconds, sizes in bytes.
     prediction: the reader's guess of wall_s, or None. speed, and what is raised: see ``held``.
     """
-    layer = model.model.layers[0].self_attn.q_proj
+    _, layer = loading.first_layer(model)
     row = measured(timing) | {
         "step": step.number,  # 0 for a variant
         "variant": step.name,

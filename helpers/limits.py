@@ -47,14 +47,13 @@ def this_machine(device=None):
 
 
 def operations(shape, context=0):
-    """Floating-point operations of one token: 2 for each weight of the linear layers and the head, and the attention over ``context``."""
-    return 2 * (shape.linear_parameters + shape.vocab_size * shape.hidden_size) + 4 * shape.num_hidden_layers * shape.hidden_size * context
+    """Floating-point operations of one token of a model of ``shape``: 2 for each weight that it reads, and the attention over ``context``."""
+    return shape.operations(context)
 
 
 def step_bytes(shape, format, context, batch=1, group_size=None):
     """Bytes that one decoding step must read: the weights once for all ``batch`` sequences, and the KV cache of each (``context`` tokens)."""
-    embedding = shape.weight_bytes(format) - shape.read_bytes(format)
-    return shape.weight_bytes(format, group_size) - embedding + batch * context * shape.kv_bytes_per_token
+    return shape.read_bytes(format, group_size) + batch * shape.kv_bytes(context)
 
 
 def with_floor(rows, device=None, speeds=()):
@@ -140,7 +139,7 @@ def estimate(shape, format, context, batch, machine, efficiency=None, group_size
     shares = sorted(efficiency if isinstance(efficiency, (list, tuple)) else [] if efficiency is None else [efficiency])
     if not all(0 < share <= 1 for share in shares):
         raise EstimateError(f"The efficiency is {efficiency!r}: give a share of the floor above 0 and at most 1, or None.")
-    weights, cache = shape.weight_bytes(format, group_size), batch * context * shape.kv_bytes_per_token
+    weights, cache = shape.weight_bytes(format, group_size), batch * shape.kv_bytes(context)
     reading = step_bytes(shape, format, context, batch, group_size) / (machine["bandwidth"] * 1e9)
     computing = batch * operations(shape, context) / (machine["tflops"] * 1e12) if machine.get("tflops") else 0
     needed, floor = weights + cache + machine.get("cards", 1) * choose.beside_weights(shape, format), max(reading, computing)

@@ -17,7 +17,6 @@ from helpers.errors import LibraryError, PromptError
 from helpers.loading import library
 from helpers.loading.memory import hollow
 from helpers.models import files
-from helpers.models.catalogue import LINEARS
 from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
 
@@ -83,7 +82,8 @@ def _head(head, hidden):
     import torch
 
     hidden = hidden.to(head.weight.device).float()
-    return torch.cat([torch.nn.functional.linear(hidden, rows.float()) for rows in head.weight.split(PIECE)], -1)
+    logits = torch.cat([torch.nn.functional.linear(hidden, rows.float()) for rows in head.weight.split(PIECE)], -1)
+    return logits if head.bias is None else logits + head.bias.float()
 
 
 def keep(model, encoded):
@@ -153,13 +153,11 @@ def round_to_nearest(model):
     import torch
 
     with torch.no_grad():
-        for layer in model.model.layers:
-            for name in LINEARS:
-                weight = layer.get_submodule(name).weight
-                groups = weight.float().view(weight.shape[0], -1, GROUP)
-                scale = (2 * groups.abs().amax(-1, keepdim=True) / (2**BITS - 1)).clamp(min=1e-8)
-                codes = (torch.round(groups / scale) + 2 ** (BITS - 1)).clamp(0, 2**BITS - 1)
-                weight.copy_(((codes - 2 ** (BITS - 1)) * scale).view_as(weight))
+        for weight in (part.weight for part in model.get_decoder().modules() if isinstance(part, torch.nn.Linear)):
+            groups = weight.float().view(weight.shape[0], -1, GROUP)
+            scale = (2 * groups.abs().amax(-1, keepdim=True) / (2**BITS - 1)).clamp(min=1e-8)
+            codes = (torch.round(groups / scale) + 2 ** (BITS - 1)).clamp(0, 2**BITS - 1)
+            weight.copy_(((codes - 2 ** (BITS - 1)) * scale).view_as(weight))
     return model
 
 

@@ -104,7 +104,8 @@ def save(model, tokenizer, folder):
     settings = {key: value for key, value in quantizer.to_dict().items() if value is not None and key not in ("dataset", "format")}
     settings["checkpoint_format"] = "gptq"
     state, tensors = model.state_dict(), {}
-    for name, tensor in state.items():
+    for name in sorted(state.keys() - model.all_tied_weights_keys.keys()):  # of one table that is the head too, one name
+        tensor = state[name]
         if name.endswith(".qweight") and 32 * len(tensor) != quantizer.bits * len(state[name.replace("qweight", "g_idx")]):
             raise CheckpointError(f"gptqmodel has put {name} into an order of its kernel: quantise the model again, with backend='torch' in GPTQConfig.")
         if name.endswith(".qzeros"):

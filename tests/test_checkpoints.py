@@ -122,7 +122,7 @@ def test_formats_of_other_bits_by_hand():
     ("change", "words"),
     [({"bits": 5}, "its bits are 5"), ({"bits": None}, "its bits are None"), ({"bits": "4"}, "its bits are '4'"), ({"group_size": 0}, "its group_size is 0"),
      ({"dynamic": {"+:.*q_proj": {"bits": 8}}}, "not all quantised alike (dynamic)"), ({"lm_head": True}, "not all quantised alike (lm_head)"),
-     ({"modules_in_block_to_quantize": [["mlp.up_proj"]]}, "not all quantised alike (modules_in_block_to_quantize)")],
+     ({"modules_in_block_to_quantize": ["mlp.up_proj"]}, "not all quantised alike (modules_in_block_to_quantize, which is no list of lists")],
 )  # fmt: skip
 def test_settings_whose_figures_nobody_can_compute(tmp_path, change, words):
     gptq.write(tmp_path / "mine", **{"bits": 4} | change if set(change) == {"bits"} and change["bits"] == 4 else {})

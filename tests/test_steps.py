@@ -75,7 +75,7 @@ def test_missing_folder():
 def test_own_checkpoint_folder():
     own = catalogue.CHECKPOINTS / "large"
     step = choose.get_step(2, checkpoint=str(own))
-    assert step.shape == catalogue.Shape.from_config(own) and step.tier == "own" and step.title == "large bf16"
+    assert step.bytes == catalogue.Shape.from_config(own).weight_bytes("bf16") and step.tier == "own" and step.title == "large bf16"
     other = choose.get_step(3, checkpoint="TheBloke/Llama-2-7B-GPTQ")
     assert other.checkpoint == "TheBloke/Llama-2-7B-GPTQ" and other.tier == "hub" and other.title == "7B GPTQ"
     foreign = choose.get_step(3, checkpoint="somebody/Another-Llama-GPTQ")

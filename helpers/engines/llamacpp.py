@@ -56,6 +56,7 @@ def write(checkpoint, type, path=None):
 
     _rule(type)
     checkpoint = Path(checkpoint)
+    Shape.from_config(checkpoint)  # the only architecture that it writes
     files.check_folder(checkpoint, "bf16")
     config = library.plain_llama(checkpoint, OTHERWISE, ropes=("default", "linear"))
     path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")

@@ -12,7 +12,7 @@ from helpers.loading import library
 from helpers.loading.memory import forget, free_caches, giving_back, holders
 from helpers.machine import quiet
 from helpers.models import choose, files
-from helpers.models.catalogue import LINEARS, read_json
+from helpers.models.catalogue import read_json
 
 _loaded = {}  # of the model loaded last: weak references to its parts, its device, its bytes, and the memory in use after it was loaded
 
@@ -87,6 +87,8 @@ def show_call(step, device=None):
 def load(step, device=None):
     """Load ``step``'s model and tokeniser with exactly the call that ``show_call`` prints, print the memory before and after, return both.
 
+    (Where transformers renames the tensors of an architecture's files, it is asked as well for a report of what it missed.)
+
     Where a GPTQ kernel fails on a GPU, the next one takes its place, which is printed too. "Before" is after the libraries were imported.
     Raises DeviceError, CheckpointError (before weights are read) or NotEnoughMemoryError (before anything large is fetched or read).
     """
@@ -129,14 +131,19 @@ def _load(step, arguments, before, plan=None):
     try:
         with quiet(keep_stderr=True), giving_back(), offline(), one_at_a_time, report:
             tokenizer = AutoTokenizer.from_pretrained(step.checkpoint, revision=step.revision, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(**arguments)
-        if step.format == "gptq" and (
-            plain := next((name for name, part in model.named_modules() if name.endswith(LINEARS) and type(part).__name__ == "Linear"), "")
-        ):
-            problem = CheckpointError(
-                f"{step.checkpoint} has been loaded without the integers of {plain}, because its quantization_config leaves that layer out: correct"
-                " block_name_to_quantize or modules_in_block_to_quantize in its config.json, or take another checkpoint."
-            )
+            model = AutoModelForCausalLM.from_pretrained(**arguments, **({"output_loading_info": True} if step.shape.renamed else {}))
+        if step.shape.renamed:  # the names of other files were looked at before
+            model, report_of = model
+            for what, names in (("without weights for", report_of["missing_keys"]), ("without reading", report_of["unexpected_keys"])):
+                if names:
+                    problem = CheckpointError(
+                        f"{step.checkpoint} has been loaded {what} {sorted(names)[0]} ({len(names)} in all), so it would be another model: correct"
+                        " config.json, or take another checkpoint."
+                    )
+        problem = problem or _one_table(model, step)
+        for part in model.modules() if step.format == "nf4" else ():
+            if getattr(part, "in_features", 64) % 64 and hasattr(part, "support_avx512bf16_for_cpu"):
+                part.support_avx512bf16_for_cpu = False  # bitsandbytes 0.50's kernel for such CPUs fails where a block of 64 weights reaches into the next row
         if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and device != "cpu":
             problem = NotEnoughMemoryError("The GPUs together are too small for this model: set TIER=embedded for the small models.")
     except Exception as error:
@@ -154,6 +161,23 @@ def _load(step, arguments, before, plan=None):
         print(f"GPTQ kernel {kernels.remember(model, plan)}.")
     print(f"Weights: {weight_bytes(model) / 1e6:,.1f} MB. {_place(device)}: {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB after.")
     return model, tokenizer
+
+
+def _one_table(model, step):
+    """Make the head of ``model`` one tensor with the embedding table, as config.json says; the error to raise where the files have two that differ.
+
+    Some checkpoints store a tied head once more (Qwen3-0.6B), and transformers 5.0 then keeps both.
+    """
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if not step.shape.tied or head is None or head.weight.data_ptr() == table.weight.data_ptr() or head.weight.device != table.weight.device:
+        return None
+    if not head.weight.equal(table.weight):
+        return CheckpointError(
+            f"{step.checkpoint} has a head and an embedding table that differ, and its config.json says that they are one: set tie_word_embeddings to false"
+            " in it, or take another checkpoint."
+        )
+    model.tie_weights()
+    return None
 
 
 def _why_not(error, step, device, plan, report, tokenising):
@@ -223,6 +247,12 @@ def weight_bytes(model):
     return sum(t.numel() * t.element_size() for t in _stored(model).values())
 
 
+def first_layer(model):
+    """Return (name, layer) of the first linear layer of ``model``'s first block: of a Llama, and of most decoders, self_attn.q_proj. First used in notebook 01."""
+    inside = set(model.get_decoder().modules())
+    return next((name, part) for name, part in model.named_modules() if part in inside and (hasattr(part, "in_features") or hasattr(part, "nf")))
+
+
 def layer_table(layer):
     """Return a table (pandas.DataFrame) of the tensors that a linear layer stores: name, dtype, shape, bytes."""
     import pandas as pd
@@ -232,11 +262,12 @@ def layer_table(layer):
 
 
 def _stored(module):
-    """{name: tensor} of what ``module`` stores, without single numbers (bitsandbytes keeps a format mark of one byte a layer).
+    """{name: tensor} of what ``module`` stores, without single numbers and texts (bitsandbytes adds a layer's format when it is asked what to save).
 
     What two names share, as a head that is the embedding table, is there once.
     """
-    found = {(t.data_ptr() or name, t.shape): (name, t) for name, t in reversed(module.state_dict().items()) if t.ndim}
+    kept = [(name, t) for name, t in module.state_dict().items() if t.ndim and ".quant_state." not in f".{name}"]
+    found = {(t.data_ptr() or name, t.shape): (name, t) for name, t in reversed(kept)}
     return dict(reversed(found.values()))
 
 

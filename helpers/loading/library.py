@@ -55,7 +55,7 @@ def plain(model, folder):
             setattr(model.config, name, usual)
     if kind := attention(folder):
         own["attn_implementation"] = kind
-    if model.config._attn_implementation != "sdpa":
+    if model.config._attn_implementation != "sdpa" and getattr(model, "_supports_sdpa", True):
         model.set_attn_implementation("sdpa")
     return ", ".join(f"{name} {value}" for name, value in own.items())
 

@@ -1,8 +1,8 @@
 """Which model does a step load, and how large is it?
 
 The catalogue is data: the article's four steps and variants that change one thing of them, each with one checkpoint per tier. Sizes are
-computed from the model's shape, not looked up. To add a format, give it a name in FORMATS, its bytes in ``Shape.weight_bytes``, a variant
-here, and its arguments in ``loading``. First used in notebook 04.
+computed from the model's shape, not looked up: here by formulas for Llamas, in ``sizes`` for any decoder. To add a format, give it a name in
+FORMATS, its bytes in ``Shape.weight_bytes`` and ``sizes``, a variant here, and its arguments in ``loading``. First used in notebook 04.
 """
 
 import json
@@ -53,10 +53,10 @@ class Shape:
 
     @classmethod
     def from_config(cls, folder):
-        """Read the shape from ``folder/config.json``, GPTQ's bits and groups with it. Raises CheckpointError unless it is a Llama's."""
+        """Read the shape from ``folder/config.json``. Raises CheckpointError unless it is a Llama as Llama-2 7B and 13B are; ``sizes.of`` knows others."""
         config = read_json(folder, "config.json")
         if config.get("model_type") != "llama":
-            raise CheckpointError(f"{folder} holds a {config.get('model_type')!r} model: this course loads Llama checkpoints only, so take one of those.")
+            raise CheckpointError(f"{folder} holds a {config.get('model_type')!r} model: this needs a Llama's checkpoint, so take one of those.")
         *sizes, heads = (config.get(name) for name in cls.NAMES)
         if wrong := [name for name, size in zip(cls.NAMES, (*sizes, heads)) if type(size) is not int or size < 1]:
             raise CheckpointError(
@@ -75,9 +75,7 @@ class Shape:
                 f"{folder} has heads that are not {hidden} / {heads} wide: this course knows Llama-2's architecture, so take such a checkpoint."
             )
         biases = 4 * hidden * bool(config.get("attention_bias")) + (2 * intermediate + hidden) * bool(config.get("mlp_bias"))
-        if not isinstance(settings := config.get("quantization_config") or {}, dict):
-            raise CheckpointError(f"{folder}/config.json has a quantization_config that is no object ({settings!r:.40}): fetch or build the checkpoint again.")
-        return cls(*sizes, biases=biases, **_packing(folder, settings))
+        return cls(*sizes, biases=biases)
 
     def linears(self):
         """(in features, out features) of the seven linear layers of one block: q, k, v, o, gate, up, down."""
@@ -130,24 +128,33 @@ class Shape:
         """
         return max(2 * n * m + 4 * m * 8 * 2048 for n, m in self.linears()) + 256
 
+    def kv_bytes(self, context):
+        """Bytes of the KV cache of a sequence of ``context`` tokens, in 16 bits."""
+        return context * self.kv_bytes_per_token
+
     @property
     def kv_bytes_per_token(self):
         """Bytes of keys and values that the cache keeps for one token, in 16 bits: 2 for each layer."""
         return 2 * self.num_hidden_layers * (self.kv_size or self.hidden_size) * 2
 
-    def read_bytes(self, format):
+    def read_bytes(self, format, group_size=None):
         """Bytes that one decoded token must read at least: all but the embedding table, of which it needs one row; a tied one is the head too."""
-        return self.weight_bytes(format) - (0 if self.tied else 2 * self.vocab_size * self.hidden_size)
+        return self.weight_bytes(format, group_size) - (0 if self.tied else 2 * self.vocab_size * self.hidden_size)
+
+    def operations(self, context=0):
+        """Floating-point operations of one token: 2 for each weight of the linear layers and the head, and the attention over ``context``."""
+        return 2 * (self.linear_parameters + self.vocab_size * self.hidden_size) + 4 * self.num_hidden_layers * self.hidden_size * context
 
 
-def _packing(folder, settings):
+def packing(folder, settings):
     """{bits, group_size} of a checkpoint's quantization_config ``settings``, {} where it is not GPTQ's. Raises CheckpointError for what nobody can read."""
     if settings.get("quant_method") != "gptq":
         return {}
     bits, group = settings.get("bits"), settings.get("group_size", 128)
     mixed = [name for name in ("dynamic", "lm_head") if settings.get(name)]
-    if (some := settings.get("modules_in_block_to_quantize")) and any(name not in str(some) for name in LINEARS):
-        mixed.append("modules_in_block_to_quantize")
+    some = settings.get("modules_in_block_to_quantize")
+    if some and not (isinstance(some, list) and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in some)):
+        mixed.append("modules_in_block_to_quantize, which is no list of lists of names")
     if mixed:
         problem = f"its layers are not all quantised alike ({mixed[0]})"
     elif type(bits) is not int or bits not in PACKED:

@@ -19,8 +19,8 @@ from statistics import median
 
 from helpers import machine
 from helpers.errors import CheckpointError, NotEnoughMemoryError, UnknownStepError, UnknownTierError
-from helpers.models import files, hub, synthetic
-from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shape, Step, read_json
+from helpers.models import files, hub, sizes, synthetic
+from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shape, Step, packing, read_json
 from helpers.setup import results_dir
 
 SLOWER = 1.3  # what fewer threads may cost on a quiet machine; beside other programs more threads cost far more than that
@@ -97,21 +97,22 @@ class Chosen(Step):
 
     @property
     def shape(self):
-        """Shape of the checkpoint that is loaded, from its config.json."""
-        return Shape.from_config(self.folder)
+        """Sizes of the checkpoint that is loaded, from its config.json."""
+        return sizes.of(self.folder)
 
     @property
     def quantization(self):
         """The checkpoint's own quantization_config (a dict: bits, group_size, …); {} if it is not quantised."""
-        return read_json(self.folder, "config.json").get("quantization_config") or {}
+        return sizes.settings(read_json(self.folder, "config.json"), self.folder)
 
     @property
     def packing(self):
         """Bits and groups, where a GPTQ checkpoint is not packed as the article's are (4 bits, groups of 128), e.g. "8-bit, g32"; "" otherwise."""
         here = self.format == "gptq" and (self.is_folder or hub.cached_path(self.checkpoint, "config.json", self.revision))
         with contextlib.suppress(CheckpointError):  # what cannot be read is said where it is loaded
-            if here and ((shape := self.shape).bits, shape.group_size) != (Shape.bits, Shape.group_size):
-                return f"{shape.bits}-bit, {'one group a row' if shape.group_size == -1 else f'g{shape.group_size}'}"
+            bits, group = (packing(self.folder, self.quantization) if here else {}).values() or (Shape.bits, Shape.group_size)
+            if (bits, group) != (Shape.bits, Shape.group_size):
+                return f"{bits}-bit, {'one group a row' if group == -1 else f'g{group}'}"
         return ""
 
     @property
@@ -313,7 +314,7 @@ def step_table(found, context=512):
     lines = {}
     for number, step in STEPS.items():
         shape = LLAMA_2[step.model]
-        weights, cache = shape.weight_bytes(step.format), context * shape.kv_bytes_per_token
+        weights, cache = shape.weight_bytes(step.format), shape.kv_bytes(context)
         download = shape.weight_bytes("bf16" if step.format == "int8" else step.format)
         beside = beside_weights(shape, step.format) if gpus else OVERHEAD
         shared = spread(weights + cache, [gpu.free for gpu in gpus], beside) or [0]

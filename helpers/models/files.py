@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from itertools import count
@@ -17,9 +18,10 @@ from pathlib import Path
 
 from helpers import errors, machine
 from helpers.errors import CheckpointError, CourseError, DiskError, NotEnoughMemoryError
-from helpers.models.catalogue import LINEARS, Shape, read_json
+from helpers.models import sizes
+from helpers.models.catalogue import read_json
 
-NORMS = ("input_layernorm", "post_attention_layernorm")  # of one block
+NORMS = ("input_layernorm", "post_attention_layernorm")  # of one block of a Llama
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: which tensor is in which
 _count = count()
 
@@ -182,9 +184,9 @@ def read_tensor(folder, name):
 
 
 def check_format(folder, format):
-    """Raise CheckpointError unless ``folder/config.json`` is of a Llama whose weights a step of ``format`` can load; return its Shape."""
+    """Raise CheckpointError unless ``folder/config.json`` is of a decoder whose weights a step of ``format`` can load; return its Sizes."""
     folder = Path(folder)
-    shape, settings = Shape.from_config(folder), read_json(folder, "config.json").get("quantization_config") or {}
+    settings = sizes.settings(read_json(folder, "config.json"), folder)
     on_load = any(settings.get(key) for key in ("load_in_8bit", "load_in_4bit", "_load_in_8bit", "_load_in_4bit"))
     old = not settings and (folder / "quantize_config.json").is_file()
     method = settings.get("quant_method") or ("bitsandbytes" if on_load else "unnamed" if settings else "gptq" if old else None)
@@ -196,7 +198,7 @@ def check_format(folder, format):
     elif method != "gptq" and str(method).lower() == "gptq":
         why = f'names its quant_method {method!r} in config.json, and transformers knows "gptq": write it so'
     elif method == (None if format != "gptq" else "gptq"):
-        return shape
+        return sizes.of(folder)
     elif method == "gptq":
         why = "holds gptq weights: this step needs unquantised ones, so take step 3 or 4, which load GPTQ"
     elif method:
@@ -208,41 +210,57 @@ def check_format(folder, format):
 
 
 def check_folder(folder, format):
-    """Raise CheckpointError unless ``folder`` holds a complete Llama checkpoint in ``format`` (int8 is made from bf16 files).
+    """Raise CheckpointError unless ``folder`` holds a complete checkpoint in ``format`` (int8 and nf4 are made from 16-bit files).
 
-    Only the safetensors headers are read: every shard must be there, none cut off, no layer missing, and GPTQ's integers packed as config.json says.
+    Only the safetensors headers are read: every shard must be there, none cut off, no layer missing, and GPTQ's integers packed as config.json
+    says. Of an architecture whose tensors transformers renames while it loads, what is missing is said by it (see ``loading``).
     """
-    folder, shape = Path(folder), check_format(folder, format)
-    found, blocks = tensors(folder), range(shape.num_hidden_layers)
-    config, hidden, gptq = read_json(folder, "config.json"), shape.hidden_size, format == "gptq"
-    wanted = {f"{name}.weight": (shape.vocab_size, hidden) for name in ("model.embed_tokens", "lm_head")} | {"model.norm.weight": (hidden,)}
-    wanted |= {f"model.layers.{n}.{name}.weight": (hidden,) for n in blocks for name in NORMS}
-    for name, (inputs, outputs) in zip(LINEARS, shape.linears()):
-        biased = config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias")
-        sizes = {"qweight" if gptq else "weight": None if gptq else (outputs, inputs)} | ({"bias": (outputs,)} if biased else {})
-        wanted |= {f"model.layers.{n}.{name}.{part}": size for n in blocks for part, size in sizes.items()}
-    if missing := sorted(set(wanted) - set(found)):
+    folder, size = Path(folder), check_format(folder, format)
+    found, gptq = _named(tensors(folder), size), format == "gptq"
+    if gptq and (routed := next((name for name in sorted(found) if "experts." in name and name.endswith(".qweight")), "")):
+        raise CheckpointError(
+            f"{folder} has experts in GPTQ's integers ({routed}), and transformers keeps the experts of a block as one tensor of 16 bits: take the"
+            " unquantised checkpoint in bf16 (step 2), 8 bits (step 1) or NF4, or a model without experts."
+        )
+    if size.renamed:
+        return
+    layers, wanted = size.quantised if gptq else {}, {}
+    for name, tensor in size.tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part == "weight" and layer in layers:
+            wanted |= {f"{layer}.{piece}": shape for piece, (shape, _) in size.packed(layer).items()}
+        else:
+            wanted[name] = tensor.shape
+    optional = {f"{layer}.{piece}" for layer in layers for piece in ("qzeros", "g_idx", "bias")} | set(size.tied)
+    missing = sorted(set(wanted) - set(found) - optional)
+    if missing and (whole := missing[0].removesuffix("weight") + "qweight") in found:
+        raise CheckpointError(
+            f"{folder} has GPTQ's integers of {whole.removesuffix('.qweight')}, and its quantization_config leaves that layer out: correct"
+            " block_name_to_quantize or modules_in_block_to_quantize in its config.json, or take another checkpoint."
+        )
+    if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, {missing[0]} for one: fetch or build the checkpoint again.")
-    for name, size in sorted(found.items()):
-        known = name in wanted or gptq and f"{name.rpartition('.')[0]}.qweight" in wanted or name.endswith("rotary_emb.inv_freq")
-        if not known:
+    for name, shape in sorted(found.items()):
+        if name not in wanted and name not in optional and not any(re.search(key, name) for key in (*size.ignored, r"rotary_emb\.inv_freq$")):
             raise CheckpointError(
                 f"{folder} has a tensor that its config.json does not know ({name}), and a library would leave it out: correct config.json, or take another"
                 " checkpoint."
             )
-        if wanted.get(name) not in (None, size):
+        if wanted.get(name) in (None, shape) or name in optional and name not in size.tied:
+            continue
+        if name.rpartition(".")[2] in ("qweight", "scales"):
             raise CheckpointError(
-                f"{folder}: {name} is of shape {size} in place of {wanted[name]}, as config.json says: correct config.json, or fetch the checkpoint again."
+                f"{folder} says {size.bits} bits in groups of {size.group_size}, and {name} is of shape {shape} in place of {wanted[name]}: correct"
+                " quantization_config in its config.json, or fetch the checkpoint again."
             )
-    for name, (inputs, outputs) in zip(LINEARS, shape.linears()) if gptq else ():
-        groups = 1 if shape.group_size == -1 else -(-inputs // shape.group_size)
-        for part, size in {"qweight": (inputs * shape.bits // 32, outputs), "scales": (groups, outputs)}.items():
-            for n in blocks:
-                if (there := found.get(f"model.layers.{n}.{name}.{part}")) != size:
-                    raise CheckpointError(
-                        f"{folder} says {shape.bits} bits in groups of {shape.group_size}, and model.layers.{n}.{name}.{part} is of shape {there} in place of"
-                        f" {size}: correct quantization_config in its config.json, or fetch the checkpoint again."
-                    )
+        raise CheckpointError(
+            f"{folder}: {name} is of shape {shape} in place of {wanted[name]}, as config.json says: correct config.json, or fetch the checkpoint again."
+        )
+
+
+def _named(found, size):
+    """``found`` with the model's names: some files leave out the name of its body, which transformers puts before them."""
+    return {name if name in size.tensors or (longer := f"{size.prefix}.{name}") not in size.tensors else longer: shape for name, shape in found.items()}
 
 
 def tensors(folder):
