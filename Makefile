@@ -9,6 +9,7 @@
 # make notebooks  every notebook as a test, on the embedded models
 # make links      ask every address that a page names; needs the network
 # make badges     write the course's address on GitHub, that of origin, into badges, links and set-up cells   (REPOSITORY=owner/name for another)
+# make exercises  write the exercise notebooks from notebooks/exercises/source; solved ones for teachers into notebooks/exercises/solutions
 # make platforms  fetch today's package lists of Colab and Kaggle into platforms/   (PLATFORM=colab for one)
 # make replica LIST=platforms/colab.txt [PYTHON_VERSION=3.13]   run every notebook in an environment built from a platform's pip freeze
 # make t4         compile, without a GPU, what the course would compile on a T4   (T4_PYTHON=environment/bin/python with CUDA's torch)
@@ -25,7 +26,7 @@ CHECK ?= .venv/check
 ALONE := tests/test_busy.py tests/test_verdicts.py
 SLOW := article_stack data_build hub quantise serving tools_gpu verdicts
 
-.PHONY: run test test-fast notebooks lab data picture badges check format links platforms replica t4 gpu static wall clean
+.PHONY: run test test-fast notebooks lab data picture badges exercises check format links platforms replica t4 gpu static wall clean
 
 run: .venv/ready
 	@$(BIN)/python -m tools.run
@@ -56,6 +57,9 @@ wall: .venv/ready
 
 badges: $(CHECK)/ready
 	@$(CHECK)/bin/python -m tools.badges $(REPOSITORY)
+
+exercises: $(CHECK)/ready
+	@$(CHECK)/bin/python -m tools.exercises
 
 check: $(CHECK)/ready
 	@$(CHECK)/bin/python -m tools.check

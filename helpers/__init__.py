@@ -1,4 +1,4 @@
-"""What the notebooks call, in sixteen rooms. Each may use those above it, none below; a test holds that.
+"""What the notebooks call, in seventeen rooms. Each may use those above it, none below; a test holds that.
 
 errors     sentences that say what happened and what to do next
 machine/   what is this machine, how much memory is free, how busy is it? (share: limits of a container or a job. speed: how fast does it read and compute?)
@@ -6,6 +6,7 @@ process    call a function in a process of its own
 setup      is everything here that the notebooks call?
 models/    catalogue: which model does a step load, how large is it? files: is it complete, read and written whole? hub: may I have it?
            synthetic: write one with random weights. choose: what decides the tier, what can this machine load?
+exercises/ what is asked of the reader, and how good was the answer? (predictions: how near did they come?)
 kernels    where is a GPTQ kernel chosen, and is it ready?
 loading/   load a step's model, look into a layer, free the memory (memory: who still holds it? library: what is said where a library fails)
 timing     how long did ``generate`` take, when did each token come, where did the time go, and how is it said?

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from helpers import ROOT, kernels, loading, machine
 from helpers.errors import CourseError, DiskError, ImpossibleFigureError
+from helpers.exercises.predictions import NEAR, guess
 from helpers.machine.speed import LARGEST, bandwidth
 from helpers.models import choose, files
 from helpers.models.catalogue import STEPS, VARIANTS
@@ -46,7 +47,7 @@ def make_row(step, timing, model, prediction=None, speed=None):
     """Return the ledger row (a dict that JSON can hold) of ``timing``, measured on ``model``, which ``step`` loaded.
 
     user_s, sys_s, cpu_total_s, wall_s and ttft_s are those of the cold call, as in the article. Times in seconds, sizes in bytes.
-    prediction: the reader's guess of wall_s, or None. speed, and what is raised: see ``held``.
+    prediction: the reader's guess of wall_s in seconds, or None. speed, and what is raised: see ``held``.
     """
     _, layer = loading.first_layer(model)
     row = measured(timing) | {
@@ -314,6 +315,10 @@ class Difference(NamedTuple):
         """E.g. "1.52 times as long". First used in notebook 05."""
         said = f"{1 + self.percent / 100:.2f} times as long"
         return said if self.sign else f"about as long ({said})" if self.sign == 0 else f"too noisy to tell ({said}, and {self.why})"
+
+    def guess(self, prediction, what, reason=""):
+        """See predictions.guess: of the ratio after / before, if its noise is smaller than what counts as near. First used in notebook 01."""
+        return guess(prediction, 1 + self.percent / 100, what, reason, self.why if self.noise > NEAR else "")
 
 
 def calm(rows, key):

@@ -12,6 +12,7 @@ from statistics import median, quantiles
 
 from helpers import ROOT, loading, machine
 from helpers.errors import LibraryError, PromptError, TokenCountError
+from helpers.exercises.predictions import calibration, closeness, guess  # noqa: F401  (notebooks say here how near a prediction came)
 from helpers.loading import library
 
 PROMPT, NEW_TOKENS = map(json.loads((ROOT / "data" / "article.json").read_text(encoding="utf-8")).get, ("prompt", "new_tokens"))
@@ -283,26 +284,6 @@ def explain(call):
         f"{seconds(call.user)} in the program and its libraries (user), {seconds(call.sys)} in the operating system (sys).\n"
         f"CPU total / wall = {ratio:.2f}: {meaning}"
     )
-
-
-def score(prediction, call):
-    """Say in a sentence how far the reader's ``prediction`` of the wall time (seconds, or None) was from ``call``."""
-    if prediction is None or prediction <= 0:
-        return f"It took {seconds(call.wall)}. (You made no prediction.)"
-    return f"You said {seconds(prediction)}, it took {seconds(call.wall)}: {closeness(prediction, call.wall, 'long', 'short')}."
-
-
-def guess(prediction, actual):
-    """Say in a sentence how near the reader's ``prediction`` (a number, or None) is to ``actual``. First used in notebook 07."""
-    return f"You said {prediction:g}: {closeness(prediction, actual)}." if prediction and prediction > 0 else "(You made no prediction.)"
-
-
-def closeness(prediction, actual, above="high", below="low"):
-    """Say how near ``prediction`` is to ``actual``, e.g. "well predicted" or "2.0 times too high". above, below: the words for too much, too little."""
-    ratio = prediction / actual
-    if 0.8 <= ratio <= 1.25:
-        return "well predicted"
-    return f"{ratio:.1f} times too {above}" if ratio > 1 else f"{1 / ratio:.1f} times too {below}"
 
 
 KINDS = ("matrix products", "quantise and dequantise", "conversion and copies", "attention", "other operations", "Python and launching")

@@ -15,13 +15,13 @@ from helpers import ROOT
 
 HOUSE = ROOT / "helpers"
 TABLE = (  # a row may import those above it: "." is the package itself
-    ".", "errors", "machine.network", "machine.share", "machine", "process", "setup", "models.catalogue", "models.sizes", "models.files", "models.hub", "models.synthetic", "models.choose", "kernels",
+    ".", "errors", "machine.network", "machine.share", "machine", "process", "setup", "models.catalogue", "models.sizes", "models.files", "models.hub", "models.synthetic", "models.choose", "exercises.predictions", "exercises", "kernels",
     "loading.memory", "loading.library", "loading", "machine.speed", "timing", "ledger", "plots", "limits", "quality", "quantise", "benchmark.job", "benchmark",
     "engines.timed", "engines.llamacpp", "engines.native", "engines.onnx_models", "engines.old_stack", "engines.clients", "engines.serving", "article", "article.published",
     "article.breakdown", "article.compare", "article.claims",
 )  # fmt: skip
 FOLDERS = {"models", "engines"}  # packages that hold rooms and no code
-NAMES, LONGEST = 16, 380
+NAMES, LONGEST = 17, 380  # the seventeenth: exercises, for what is asked of the reader and not of the machine
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
@@ -50,14 +50,18 @@ def imported(tree, package=""):
     return found
 
 
+EXERCISES = sorted((ROOT / "notebooks" / "exercises").glob("[0-9][0-9]_*.ipynb"))
+
+
 def cells(path):
     return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 
 @lru_cache
 def code(number):
-    """(source, modules of helpers that it imports) of notebook ``number``."""
-    source = "\n".join(cells(next(path for path in NOTEBOOKS if path.name.startswith(number))))
+    """(source, modules of helpers that it imports) of notebook ``number`` and its exercises; answers (%%exercise) left out."""
+    found = [cell for path in (*NOTEBOOKS, *EXERCISES) if path.name.startswith(number) for cell in cells(path)]
+    source = "\n".join(cell for cell in found if not cell.startswith("%%"))
     tree = compile(source, number, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     return source, imported(tree)
 

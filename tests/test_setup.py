@@ -160,8 +160,8 @@ def test_kaggle_downloads_go_where_there_is_room(monkeypatch, tmp_path):
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of what make badges rewrites."""
-    for path in badges.written(badges.REPOSITORY):
+    """A copy of what make badges rewrites, and of the sources of the exercises."""
+    for path in (*badges.written(badges.REPOSITORY), *sorted((ROOT / "notebooks" / "exercises" / "source").glob("*.md"))):
         (tmp_path / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
     return tmp_path

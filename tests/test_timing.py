@@ -42,14 +42,6 @@ def test_explain_follows_the_numbers(user, text):
     assert text in timing.explain(call(user=user))
 
 
-@pytest.mark.parametrize(
-    ("prediction", "text"),
-    [(4.0, "2.0 times too long"), (1.0, "2.0 times too short"), (2.0, "well predicted"), (0, "no prediction"), (None, "no prediction")],
-)
-def test_score(prediction, text):
-    assert text in timing.score(prediction, call())
-
-
 def test_measure_a_real_model(models):
     _, model, tokenizer = models[2]
     result = timing.measure(model, tokenizer, new_tokens=5, warmups=1, repeats=3)

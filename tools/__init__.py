@@ -3,6 +3,7 @@
 run        execute the notebooks in order                                  make run
 kernel     the kernels that run starts: copies of a process that has imported the libraries
 badges     write what every notebook has in common                         make badges
+exercises  write the exercise notebooks from their one source              make exercises
 check      lint, formatting, saved outputs, badges: is it fit to commit?   make check
 links      does every link lead somewhere?                                 make links
 platforms  what do Colab and Kaggle have installed today?                  make platforms
@@ -14,7 +15,7 @@ picture    draw the README's picture from recorded rows                    make 
 wall       what do all ledgers of a class say together?                make wall
 stopwatch  how long do the commands above take, and how much memory?
 
-The notebooks import ``helpers`` and never ``tools``. badges, check, links and platforms need no more than requirements/check.txt,
+The notebooks import ``helpers`` and never ``tools``. badges, check, exercises, links and platforms need no more than requirements/check.txt,
 so that they answer within seconds on a machine without torch.
 """
 

@@ -60,23 +60,28 @@ def title(notebook):
     return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
 
 
-def dress(notebook, name, previous, following, repository):
-    """Write badges, links, set-up cell and metadata into ``notebook``. previous, following: (file name, title), or None at the ends."""
+def badges(colab, kaggle):
+    """The two buttons that open a notebook elsewhere, side by side."""
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})\n"
+        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})"
+    )
+
+
+def dress(notebook, name, previous, following, repository, exercises=None):
+    """Write badges, links, set-up cell and metadata into ``notebook``. previous, following, exercises: (file name, title), or None where there is none."""
 
     def links(neighbour):
         file, text = neighbour
         return f"[{text}]({file}) ([in Colab]({COLAB.format(repository=repository, branch=BRANCH, name=file)}))"
 
     colab, kaggle = (url.format(repository=repository, branch=BRANCH, name=name) for url in (COLAB, KAGGLE))
-    badges = (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})\n"
-        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})"
-    )
     ways = [f"**{word}:** {links(n)}" for word, n in (("Previous", previous), ("Next", following)) if n]
     first, last = notebook.cells[0], notebook.cells[-1]
     heading, _, rest = _without_block(first.source).partition("\n")
-    first.source = f"{heading}\n\n{START}\n{badges}\n\n{' · '.join(ways)}\n{END}\n\n{rest.strip()}"
-    last.source = f"{_without_block(last.source).strip()}\n\n{START}\n{' · '.join(reversed(ways))}\n{END}"
+    practice = f"**Exercises:** {links(exercises)}\n\n" if exercises else ""
+    first.source = f"{heading}\n\n{START}\n{badges(colab, kaggle)}\n\n{' · '.join(ways)}\n{END}\n\n{rest.strip()}"
+    last.source = f"{_without_block(last.source).strip()}\n\n{START}\n{practice}{' · '.join(reversed(ways))}\n{END}"
     next(cell for cell in notebook.cells if cell.cell_type == "code").source = setup_cell(repository)
     notebook.metadata = METADATA
 
@@ -107,6 +112,8 @@ def written(repository, root=ROOT):
     """Return {path: text} of every file that names the course's address, as it is with the address ``repository`` ("owner/name")."""
     import nbformat
 
+    from tools import exercises  # late: it takes badges and set-up cell from here
+
     this = root / "tools" / "badges.py"
     source = this.read_text(encoding="utf-8")
     before = re.search(r'^REPOSITORY = "([^"]+)"', source, flags=re.M).group(1)
@@ -114,9 +121,12 @@ def written(repository, root=ROOT):
     paths = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     notebooks = [nbformat.read(path, as_version=4) for path in paths]
     names = [None, *((path.name, title(notebook)) for path, notebook in zip(paths, notebooks)), None]
+    practice = exercises.written(repository, root)
     for place, (path, notebook) in enumerate(zip(paths, notebooks)):
-        dress(notebook, path.name, names[place], names[place + 2], repository)
+        asked = f"exercises/{exercises.name(path.name[:2])}", "check yourself, with hints and solutions"
+        dress(notebook, path.name, names[place], names[place + 2], repository, asked if root / "notebooks" / asked[0] in practice else None)
         texts[path] = nbformat.writes(notebook) + "\n"
+    texts |= practice
     address = re.compile(rf"((?:github(?:\.com)?|codespaces\.new)/){re.escape(before)}(?!\.?[\w-])")
     for page in sorted(page for pattern in PAGES for page in root.glob(pattern)):
         texts[page] = address.sub(rf"\g<1>{repository}", page.read_text(encoding="utf-8"))
@@ -125,7 +135,7 @@ def written(repository, root=ROOT):
 
 def stale(root=ROOT):
     """Paths of the files that make badges would change, were it run with the address that is set."""
-    return [path for path, text in written(REPOSITORY, root).items() if path.read_text(encoding="utf-8") != text]
+    return [path for path, text in written(REPOSITORY, root).items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
 
 
 def main(repository="", root=ROOT):
@@ -140,7 +150,7 @@ def main(repository="", root=ROOT):
         return 2
     texts = written(repository, root)
     for path, text in texts.items():
-        if path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             files.write(path, text)
     print(f"{sum(path.suffix == '.ipynb' for path in texts)} notebooks and the pages beside them now belong to github.com/{repository}.")
     return 0
