@@ -107,6 +107,10 @@ def test_an_answer_of_before_does_not_count():
     assert exercises.attempt(one, "scale = 0.12", names)[0] == "wrong"
 
 
+def test_dots_in_an_index_are_code():
+    assert attempt("00", "row", "scale = np.abs(row)[...].max() / 7\nintegers = np.round(row / scale)\nrestored = integers * scale")[0] == "right"
+
+
 def test_near():
     import torch
 

@@ -138,7 +138,8 @@ def attempt(exercise, code, namespace):
     """Run ``code``, an answer to ``exercise``, in ``namespace`` (dict) and return ("open", "wrong" or "right", what is said to it). It never raises an Exception."""
     try:
         tree = ast.parse(code, ANSWER)
-        if any(isinstance(node, ast.Constant) and node.value is ... for node in ast.walk(tree)):
+        inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Subscript) for part in ast.walk(node.slice)}  # x[..., None] is code
+        if any(isinstance(node, ast.Constant) and node.value is ... and id(node) not in inside for node in ast.walk(tree)):
             return "open", "Replace each ... by code of your own, then run the cell again."
         for name in exercise.asked:
             namespace.pop(name, None)  # an answer of before must not count
