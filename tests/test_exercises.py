@@ -245,7 +245,7 @@ def test_what_is_no_prediction_is_not_kept(kept, prediction):
 
 def test_noise_is_not_scored(kept):
     assert "too noisy to tell, the repeats differ by 30 %" in predictions.guess(2, 1.0, "02", noisy="the repeats differ by 30 %")
-    assert "was not measured here" in predictions.guess(2, None, "02") and not kept.exists()
+    assert "no figure here" in predictions.guess(2, None, "02") and not kept.exists()
 
 
 def test_an_order_is_scored_by_its_pairs(kept):
@@ -256,6 +256,7 @@ def test_an_order_is_scored_by_its_pairs(kept):
     )
     assert predictions.pairs(["rounded", "GPTQ", "NF4", "8-bit"], measured) == (0, 6) and predictions.pairs(["GPTQ", "int3"], measured) == (0, 0)
     assert "the names are 8-bit" in predictions.guess(["a", "b"], measured, "08")
+    assert "a list of names in order, of 8-bit" in predictions.guess(2, measured, "08") and "asked for is a number" in predictions.guess(["NF4"], 2.0, "02")
 
 
 def test_the_score_page(kept, capsys):

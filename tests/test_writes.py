@@ -368,7 +368,8 @@ def sources():
         yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        yield path.relative_to(ROOT).as_posix(), "\n".join("".join(cell["source"]) for cell in cells[1:] if cell["cell_type"] == "code")
+        code = ["".join(cell["source"]) for cell in cells[1:] if cell["cell_type"] == "code"]
+        yield path.relative_to(ROOT).as_posix(), "\n".join(cell for cell in code if not cell.startswith("%%"))  # an answer to an exercise is the reader's
 
 
 def test_nothing_else_writes_files():

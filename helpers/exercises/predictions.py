@@ -47,8 +47,11 @@ def guess(prediction, actual, what="", reason="", noisy=""):
         return f"(You said {prediction!r}, and a prediction is a number above 0, for example 0.5 or 2.)"
     said = ", ".join(map(str, prediction)) if in_order else f"{prediction:g}"
     if noisy or not actual:
-        why = f"too noisy to tell, {noisy}" if noisy else "what it is about was not measured here" if actual is None else "a ratio to 0 says nothing"
+        why = f"too noisy to tell, {noisy}" if noisy else "there is no figure here to hold it against" if actual is None else "a ratio to 0 says nothing"
         return f"You said {said}. It is not counted: {why}."
+    if in_order != isinstance(actual, (list, tuple)):
+        wanted = "a number" if in_order else f"a list of names in order, of {', '.join(map(str, actual))}"
+        return f"(You said {said}, and what is asked for is {wanted}.)"
     if in_order:
         right, count = pairs(prediction, actual)
         if not count:
