@@ -283,8 +283,9 @@ def test_a_change_is_a_prediction_of_a_ratio(kept):
 
 
 def test_every_notebook_with_a_prediction_asks_for_a_ratio_or_an_order_and_a_reason():
+    """00 to 14, whose last part is the score page."""
     asked = 0
-    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for path in (path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")) if path.name < "15"):
         code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         cells = [source for source in code if "my_prediction = None" in source]
         asked += len(cells)
