@@ -232,7 +232,9 @@ def _skeleton(folder):
         else:
             _plain_positions(config)
             with machine.quiet(), torch.device("meta"):
-                return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+                model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+                model.tie_weights()  # transformers 5.0 has not done it
+                return model
     except Exception as error:
         words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         problem = f"{folder}/config.json describes no model that transformers can build ({words}): correct it, fetch it again, or take another checkpoint."
