@@ -272,7 +272,7 @@ def _kept(model, config):
     cache, failed = DynamicCache(config=config), False
     try:
         with machine.quiet(), torch.no_grad():
-            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device="meta"), past_key_values=cache, use_cache=True)
+            model.get_decoder()(input_ids=torch.zeros((1, 1), dtype=torch.long, device="meta"), past_key_values=cache, use_cache=True)
     except Exception:  # transformers 5.0 asks torch for what the meta device has not
         failed = True
     queries = getattr(config, "num_attention_heads", 0)
