@@ -232,7 +232,9 @@ def _skeleton(folder):
         else:
             _plain_positions(config)
             with machine.quiet(), torch.device("meta"):
-                return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+                model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+                model.tie_weights()  # transformers 5.0 has not done it
+                return model
     except Exception as error:
         words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         problem = f"{folder}/config.json describes no model that transformers can build ({words}): correct it, fetch it again, or take another checkpoint."
@@ -270,7 +272,7 @@ def _kept(model, config):
     cache, failed = DynamicCache(config=config), False
     try:
         with machine.quiet(), torch.no_grad():
-            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device="meta"), past_key_values=cache, use_cache=True)
+            model.get_decoder()(input_ids=torch.zeros((1, 1), dtype=torch.long, device="meta"), past_key_values=cache, use_cache=True)
     except Exception:  # transformers 5.0 asks torch for what the meta device has not
         failed = True
     queries = getattr(config, "num_attention_heads", 0)
