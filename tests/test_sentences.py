@@ -59,7 +59,7 @@ def sentences():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for function in (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
             names = {}
-            for node in ast.walk(function):
+            for node in (*tree.body, *ast.walk(function)):  # what the module names, and the function
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                     names.setdefault(node.targets[0].id, []).append(node.value)
             for node in ast.walk(function):
