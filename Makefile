@@ -18,15 +18,18 @@
 # make data       build the small models in data/ again from their seed
 # make picture    draw the README's picture again from its recorded rows
 # make wall CLASS=folder   all ledgers of a class on one page   (HIDE_NAMES=1: with numbers in place of names)
+# make slides     a deck of slides of each notebook, with the outputs of your last make run
+# make stick FOLDER=folder   the course with all packages, for a room without a network, tried at once   (STICK="--lean": docs/teaching/plan-b.md)
+# make before DATE=2026-12-05   what is to be done before a workshop, and what is done
 # Without make (Windows): docs/windows.md
 
 PYTHON ?= python3
 BIN := .venv/bin
 CHECK ?= .venv/check
 ALONE := tests/test_busy.py tests/test_verdicts.py
-SLOW := article_stack data_build hub quantise serving tools_gpu verdicts
+SLOW := article_stack data_build hub quantise serving stick tools_gpu verdicts
 
-.PHONY: run test test-fast notebooks lab data picture badges exercises check format links platforms replica t4 gpu static wall clean
+.PHONY: run test test-fast notebooks lab data picture badges exercises check format links platforms replica t4 gpu static wall slides stick before clean
 
 run: .venv/ready
 	@$(BIN)/python -m tools.run
@@ -54,6 +57,15 @@ picture: .venv/ready
 
 wall: .venv/ready
 	@HIDE_NAMES="$(HIDE_NAMES)" $(BIN)/python -m tools.wall "$(CLASS)"
+
+slides: .venv/slides
+	@$(BIN)/python -m tools.slides
+
+stick: .venv/ready
+	@$(BIN)/python -m tools.stick "$(FOLDER)" $(STICK)
+
+before: .venv/ready
+	@$(BIN)/python -m tools.before "$(DATE)"
 
 badges: $(CHECK)/ready
 	@$(CHECK)/bin/python -m tools.badges $(REPOSITORY)
@@ -101,6 +113,11 @@ static: .venv/ready
 .venv/lab: requirements/lab.txt .venv/ready
 	@echo "Adding JupyterLab (once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lab.txt
+	@touch $@
+
+.venv/slides: requirements/slides.txt .venv/ready
+	@echo "Adding nbconvert (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/slides.txt
 	@touch $@
 
 # An environment of its own, without torch: a check answers within seconds.

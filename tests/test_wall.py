@@ -1,6 +1,7 @@
 """The class wall: a simulated class comes out right, with figures that this file computes by itself; bad ledgers are named; the page works in a browser."""
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -211,6 +212,26 @@ def test_no_file_is_changed_and_the_page_is_the_same_again(folder, tmp_path, mon
         assert wall.main([str(folder)]) == 0
         pages.append([(tmp_path / name).read_text(encoding="utf-8") for name in handed.WRITTEN])
     assert state() == before and pages[0] == pages[1]
+
+
+def test_predictions_of_ratios_and_orders(tmp_path):
+    """predictions.jsonl beside a ledger, alone, in an archive, twice: each person's first answer to a question counts once; the figures are computed here."""
+    said = {"anna": (0.5, ["b", "a"]), "ben": (2.0, ["a", "b"]), "cem": (1.1, ["a", "b"])}
+    folder = tmp_path / "class"
+    for n, (name, (ratio, order)) in enumerate(said.items()):
+        lines = [{"what": "02: a ratio", "prediction": ratio, "measured": 1.0}, {"what": "04: an order", "prediction": order, "measured": ["a", "b"]},
+                 {"what": "02: a ratio", "prediction": 99, "measured": 1.0}, {"what": "x", "prediction": "soon", "measured": None}]  # fmt: skip
+        (folder / name).mkdir(parents=True)
+        (folder / name / "ledger.jsonl").write_text(classroom.text(classroom.cpu(n)), encoding="utf-8")
+        (folder / name / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{torn", encoding="utf-8")
+    with zipfile.ZipFile(folder / "anna.zip", "w") as archive:
+        archive.write(folder / "anna" / "predictions.jsonl", "results/predictions.jsonl")
+    ledgers, notes = handed.read_class(folder)
+    assert [each.who for each in ledgers] and len(ledgers) == 3 and not any("is no ledger" in note for note in notes), notes
+    page = wall.wall(ledgers, notes, handed.class_predictions(folder))
+    table = tables(page)["Predictions of ratios and orders; the first one of each question counts"]
+    assert table.loc["02: a ratio"].tolist() == [3, 1, 1, 1, "1.1", "-"] and table.loc["04: an order"].tolist() == [3, "-", "-", "-", "-", "100 %"]
+    assert list(table.index) == ["02: a ratio", "04: an order"] and "1 of 3 well predicted, 1 too high, 1 too low" in page.markdown()
 
 
 def test_one_participant_several_ledgers(tmp_path):

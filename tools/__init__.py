@@ -13,10 +13,15 @@ t4         does what a T4 would compile compile?                           make 
 gpu        what can only a machine with a CUDA GPU tell?                    make gpu
 picture    draw the README's picture from recorded rows                    make picture
 wall       what do all ledgers of a class say together?                make wall
+plans      what is said and run, minute by minute, and how long did it take?
+slides     a deck of each notebook                                         make slides
+stick      the course for a room without a network                         make stick
+before     what is to be done before a workshop, and what is done?         make before
+grade      mark what a class handed in
 stopwatch  how long do the commands above take, and how much memory?
 
-The notebooks import ``helpers`` and never ``tools``. badges, check, exercises, links and platforms need no more than requirements/check.txt,
-so that they answer within seconds on a machine without torch.
+The notebooks import ``helpers`` and never ``tools``, but for the teachers' own (notebooks/teaching). badges, check, exercises, links and
+platforms need no more than requirements/check.txt, so that they answer within seconds on a machine without torch.
 """
 
 from pathlib import Path

@@ -25,7 +25,7 @@ METADATA = {
 }
 START, END = "<!-- navigation: make badges writes it -->", "<!-- /navigation -->"
 
-PAGES = ("README.md", "CONTRIBUTING.md", "CITATION.cff", "docs/*.md", ".github/ISSUE_TEMPLATE/*.yml")  # beside the notebooks, these name the address
+PAGES = ("README.md", "CONTRIBUTING.md", "CITATION.cff", "docs/**/*.md", ".github/ISSUE_TEMPLATE/*.yml")  # beside the notebooks, these name the address
 ORIGIN = re.compile(  # https://github.com/owner/name, git@github.com:owner/name.git, ssh://git@github.com/owner/name.git
     r"(?:(?:https?|git)://(?:[^/@]*@)?(?:www\.)?github\.com/|ssh://(?:[^/@]*@)?(?:ssh\.)?github\.com(?::\d+)?/|(?:[^/@]*@)?github\.com:/?)"
     r"([\w.-]+/[\w.-]+?)(?:\.git)?/?",
@@ -90,6 +90,16 @@ def _without_block(source):
     return re.sub(rf"{re.escape(START)}.*?{re.escape(END)}", "", source, flags=re.S)
 
 
+def beside(notebook, name, repository):
+    """As ``dress``, for the notebooks of notebooks/teaching: they have no neighbours, stand one folder deeper, and need no GPU."""
+    first = notebook.cells[0]
+    heading, _, rest = _without_block(first.source).partition("\n")
+    button = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({COLAB.format(repository=repository, branch=BRANCH, name=f'teaching/{name}')})"
+    first.source = f"{heading}\n\n{START}\n{button}\n{END}\n\n{rest.strip()}"
+    next(cell for cell in notebook.cells if cell.cell_type == "code").source = setup_cell(repository).replace('("..", ', '("../..", ', 1)
+    notebook.metadata = {key: METADATA[key] for key in ("kernelspec", "language_info")} | {"colab": {"provenance": []}}
+
+
 def origin(root=ROOT):
     """Address "owner/name" of the repository on GitHub from which ``root`` was cloned. Raises ValueError, a sentence, if there is none."""
     other = "write make badges REPOSITORY=owner/name."
@@ -130,6 +140,9 @@ def written(repository, root=ROOT):
     address = re.compile(rf"((?:github(?:\.com)?|codespaces\.new)/){re.escape(before)}(?!\.?[\w-])")
     for page in sorted(page for pattern in PAGES for page in root.glob(pattern)):
         texts[page] = address.sub(rf"\g<1>{repository}", page.read_text(encoding="utf-8"))
+    for path in sorted((root / "notebooks" / "teaching").glob("*.ipynb")):
+        beside(notebook := nbformat.read(path, as_version=4), path.name, repository)
+        texts[path] = nbformat.writes(notebook) + "\n"
     return texts
 
 

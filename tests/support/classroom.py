@@ -1,6 +1,7 @@
 """A class that nobody taught: thirty participants whose ledgers are made from recorded rows. Every row that is made up says ``"simulated": true``.
 
-``python -m tests.support.classroom FOLDER [HOW MANY]`` writes one, to try the wall before a class.
+``python -m tests.support.classroom FOLDER [HOW MANY]`` writes one, to try the wall before a class; with ``homework`` in place of a number, what the same
+thirty hand in afterwards, to try the marking.
 """
 
 import json
@@ -104,5 +105,43 @@ def write(folder, times=1):
     (folder / "empty.jsonl").write_bytes(b"")
 
 
+EXERCISES = {"00.row": "easy", "00.cost": "medium", "00.question": "question", "03.unpack": "hard", "03.zero": "easy", "03.question": "question"}
+
+
+def answers(number):
+    """How the exercises of participant ``number`` stand: the first ``number`` % 7 are right, the next one is wrong, the others are open."""
+    done, found = number % (len(EXERCISES) + 1), {}
+    for n, (notebook, name) in enumerate(key.split(".") for key in EXERCISES):
+        found.setdefault(notebook, {})[name] = "right" if n < done else "wrong" if n == done else "open"
+    return found
+
+
+def homework(folder):
+    """Write what thirty people hand in: a folder or an archive each, with exercises.json, ledger.jsonl and, of every third, predictions.jsonl. CPUs 0 and 1 are both called Kim.
+
+    Three hand-ins are broken beside them: an exercises.json that is torn, one that is foreign, an archive that is cut off.
+    """
+    folder = Path(folder)
+    for number in range(T4S + CPUS):
+        cpus = number - T4S
+        own = t4(number) if cpus < 0 else cpu(cpus, busy=cpus >= CPUS - BUSY)
+        name = f"t4-{number}" if cpus < 0 else {0: "kim", 1: "Kim"}.get(cpus, f"cpu-{cpus}")
+        parts = {"ledger.jsonl": text(own), "exercises.json": json.dumps(answers(number))}
+        if number % 3 == 0:
+            parts["predictions.jsonl"] = text({"what": f"0{n}: a ratio", "prediction": 2.0, "measured": 1.5, "reason": ""} for n in range(1, 4))
+        (folder / name).mkdir(parents=True)
+        if number % 2:
+            with zipfile.ZipFile(folder / name / "results.zip", "w") as archive:
+                for file, content in parts.items():
+                    archive.writestr(f"results/{file}", content)
+        else:
+            for file, content in parts.items():
+                (folder / name / file).write_text(content, encoding="utf-8")
+    for name, content in {"torn": json.dumps(answers(3))[:40], "foreign": '{"name": "package", "version": "1.0"}'}.items():
+        (folder / name).mkdir()
+        (folder / name / "exercises.json").write_text(content, encoding="utf-8")
+    (folder / "cut.zip").write_bytes((folder / "t4-1" / "results.zip").read_bytes()[:100])
+
+
 if __name__ == "__main__":
-    write(sys.argv[1], *map(int, sys.argv[2:]))
+    homework(sys.argv[1]) if sys.argv[2:] == ["homework"] else write(sys.argv[1], *map(int, sys.argv[2:]))

@@ -13,8 +13,8 @@ from helpers import ledger, plots, setup, timing
 from helpers.errors import CourseError
 from helpers.models import files
 from helpers.timing import seconds
-from tools.wall.findings import CHANCE, ENOUGH, FALLS, NOT, UNKNOWN, claims, decided, far, middle_half, percent, places, predictions
-from tools.wall.handed import CALLS, WRITTEN, read_class
+from tools.wall.findings import CHANCE, ENOUGH, FALLS, NOT, UNKNOWN, claims, decided, far, middle_half, percent, places, predictions, questions
+from tools.wall.handed import CALLS, WRITTEN, class_predictions, read_class
 from tools.wall.page import Page, many, strips
 
 
@@ -82,27 +82,49 @@ def show_claims(page, found, title):
     )
 
 
-def show_predictions(page, everyone):
-    """Write how good the predictions were."""
+def show_predictions(page, everyone, guesses=()):
+    """Write how good the predictions were: those of the first call's time in ledgers, and ``guesses``, see ``questions``."""
     page.heading("Predictions against results")
+    show_guesses(page, questions(guesses))
     found = {}
     for place in everyone:
         for step, guess, wall in predictions(place):
             word = timing.closeness(guess, wall, "long", "short")
             found.setdefault(f"step {step}", []).append((guess / wall, word))
     if not found:
-        page.say("Nobody made a prediction.")
+        page.say("Nobody made a prediction." if not guesses else "No ledger holds a prediction of a time.")
         return
     table, lines = {}, {}
     for step, guesses in sorted(found.items()):
         words = Counter(word.split()[-1] for _, word in guesses)  # predicted, long, short
         table[step] = [len(guesses), words["predicted"], words["long"], words["short"], f"{median(ratio for ratio, _ in guesses):.2g}"]
-        lines[step] = [(ratio, "well predicted" if word.endswith("predicted") else "too long or too short") for ratio, word in guesses]
+        lines[step] = [(ratio, "well predicted" if word.endswith("predicted") else "far off") for ratio, word in guesses]
     names = ["predictions", "well predicted", "too long", "too short", "median of said / measured"]
     frame = pd.DataFrame.from_dict(table, orient="index", columns=names).rename_axis("step")
     text = "; ".join(f"{step}: {row[1]} of {row[0]} well predicted, {row[2]} too long, {row[3]} too short" for step, row in table.items())
     page.picture(strips("Predicted / measured time of the first call", "", lines, lambda ratio: f"{ratio:g}"), f"Predictions. {text}.")
     page.table("Predictions of the first call's wall time; the first one of each step counts", frame)
+
+
+def show_guesses(page, found):
+    """Write how near predictions of ratios and orders were, a line a question."""
+    table, lines = {}, {}
+    for what, (ratios, orders) in found.items():
+        words = [timing.closeness(ratio, 1).split()[-1] for ratio in ratios]  # predicted, high, low
+        counts = [words.count(word) for word in ("predicted", "high", "low")] if ratios else ["-"] * 3
+        table[what] = [len(ratios) + len(orders), *counts, f"{median(ratios):.2g}" if ratios else "-", f"{100 * median(orders):.0f} %" if orders else "-"]
+        if ratios:
+            lines[what[:40]] = [(ratio, "well predicted" if word == "predicted" else "far off") for ratio, word in zip(ratios, words)]
+    if not table:
+        return
+    names = ["predictions", "well predicted", "too high", "too low", "median of said / measured", "median of pairs in the right order"]
+    text = "; ".join(f"{what}: {row[1]} of {row[0]} well predicted, {row[2]} too high, {row[3]} too low" for what, row in table.items() if row[1] != "-")
+    if lines:
+        page.picture(strips("Said / measured", "", lines, lambda ratio: f"{ratio:g}"), f"Predictions of ratios. {text}.")
+    page.table(
+        "Predictions of ratios and orders; the first one of each question counts",
+        pd.DataFrame.from_dict(table, orient="index", columns=names).rename_axis("question"),
+    )
 
 
 def show_everyone(page, everyone):
@@ -123,8 +145,8 @@ def show_everyone(page, everyone):
         page.table("One line a machine", pd.DataFrame(lines).set_index("who"))
 
 
-def wall(ledgers, notes):
-    """Return the Page of ``ledgers`` (see ``read_class``)."""
+def wall(ledgers, notes, guesses=()):
+    """Return the Page of ``ledgers`` (see ``read_class``) and ``guesses`` (see ``class_predictions``)."""
     page, everyone = Page("The class wall"), places(ledgers)
     everyone.sort(key=lambda place: (place.tier, place.kind, place.number))
     groups = {}
@@ -138,7 +160,7 @@ def wall(ledgers, notes):
     page.points(notes) if notes else page.say("Every file is a ledger, no two have one name, and none came twice.")
     for (tier, _), group in sorted(groups.items(), key=lambda item: -len(item[1])):
         show_group(page, group, group if len(group) >= ENOUGH else [place for place in everyone if place.tier == tier])
-    show_predictions(page, everyone)
+    show_predictions(page, everyone, guesses)
     show_everyone(page, everyone)
     return page
 
@@ -158,7 +180,7 @@ def main(arguments=None):
     if not ledgers:
         print(f"{given.folder} holds no ledger with rows of notebooks 01 to 04: put the participants' ledger.jsonl there.", file=sys.stderr)
         return 1
-    page = wall(ledgers, notes)
+    page = wall(ledgers, notes, class_predictions(given.folder))
     try:
         folder = setup.results_dir()
         for name, text in zip(WRITTEN, (page.html(), page.markdown())):

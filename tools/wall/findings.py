@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import combinations
 from math import comb, exp, inf, log
 from statistics import median, quantiles
 
@@ -141,3 +142,23 @@ def predictions(place):
             if isinstance(guess, (int, float)) and not isinstance(guess, bool) and 1e-6 < guess < 1e6:
                 yield step, guess, row["wall_s"]
                 break
+
+
+def _number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-9 < value < 1e9
+
+
+def questions(guesses):
+    """{question: ([said / measured of each person's number], [share of the pairs that stand in the right order, of each person's order])}.
+
+    guesses: [one person's predictions], see handed.read_predictions.
+    """
+    found = {}
+    for row in (row for said in guesses for row in said):
+        said, measured = row["prediction"], row["measured"]
+        ratios, orders = found.setdefault(row["what"], ([], []))
+        if _number(said) and _number(measured):
+            ratios.append(said / measured)
+        elif isinstance(said, list) and isinstance(measured, list) and (places := [measured.index(name) for name in said if name in measured])[1:]:
+            orders.append(sum(a < b for a, b in combinations(places, 2)) / comb(len(places), 2))
+    return {what: both for what, both in sorted(found.items()) if any(both)}

@@ -32,17 +32,17 @@ class Ledger:
 
 def named(text, otherwise=""):
     """The name that a file or a folder called ``text`` gives: without "ledger", "copy of" and a browser's (1); ``otherwise`` if nothing is left."""
-    text = re.sub(r"(?i)\bcopy of\b|(?<![a-z])ledger(?![a-z])|\(\d+\)", " ", text)
+    text = re.sub(r"(?i)\bcopy of\b|(?<![a-z])(?:ledger|exercises|predictions)(?![a-z])|\(\d+\)", " ", text)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split()).strip(" _-.,")[:40]
     return otherwise if text.lower() in ("", "results") else text
 
 
-def unpack(path, into):
-    """Take the ledgers and archives out of the zip file ``path``; none takes another's place, even if they have one name."""
+def unpack(path, into, kinds):
+    """Take the files of ``kinds`` and the archives out of the zip file ``path``; none takes another's place, even if they have one name."""
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = Path(*(part for part in Path(info.filename).parts if part not in ("..", "/")))
-            if name.suffix.lower() in (".jsonl", ".zip") and not any(map(hidden, name.parts)):
+            if name.suffix.lower() in (*kinds, ".zip") and not any(map(hidden, name.parts)):
                 count, target = 1, name
                 while (into / target).exists():
                     count += 1
@@ -56,13 +56,13 @@ def hidden(name):
     return name.startswith((".", "__MACOSX"))
 
 
-def entries(folder, scratch, name="", shown="", top=True):
-    """Yield (where it was found, the name that this gives, a path, why there is none or "") of everything in ``folder`` that may be a ledger."""
+def entries(folder, scratch, name="", shown="", top=True, kinds=(".jsonl",), what="ledger"):
+    """Yield (where it was found, the name that this gives, a path, why there is none or "") of everything in ``folder`` that may be a ``what``, by its suffix."""
     inside = sorted(path for path in folder.iterdir() if not hidden(path.name) and not (top and path.name in WRITTEN))
     for path in inside:
         where, own, archive = shown + path.name, named(path.stem if path.is_file() else path.name, name), path.suffix.lower() == ".zip" and path.is_file()
         if not archive and path.is_file():
-            if top or path.suffix.lower() == ".jsonl":
+            if top or path.suffix.lower() in kinds:
                 yield where, own, path, ""
             continue
         target = path
@@ -70,13 +70,13 @@ def entries(folder, scratch, name="", shown="", top=True):
             target = Path(scratch) / hashlib.sha256(str(path).encode()).hexdigest()[:16]
             target.mkdir()
             try:
-                unpack(path, target)
+                unpack(path, target, kinds)
             except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError) as error:
                 yield where, own, None, f"is an archive that can't be opened ({error})"
                 continue
         whole_class = top and len(inside) == 1  # the folder or archive in which a class's files came: it has nobody's name
-        found = list(entries(target, scratch, "" if whole_class else own, where + "/", whole_class))
-        yield from found or [(where, own, None, "holds no ledger")]
+        found = list(entries(target, scratch, "" if whole_class else own, where + "/", whole_class, kinds, what))
+        yield from found or [(where, own, None, f"holds no {what}")]
 
 
 def usable(row):
@@ -111,6 +111,26 @@ def read_rows(path):
     return wanted, problems
 
 
+def read_predictions(path):
+    """The predictions (dicts) in ``path``, a predictions.jsonl as notebooks write it, the first one of each question; [] if it is another file."""
+    found = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("what"), str) and {"prediction", "measured"} <= set(row):
+            found.setdefault(row["what"], row)
+    return list(found.values())
+
+
+def class_predictions(folder):
+    """[the predictions of each file in ``folder`` that holds some], each content once."""
+    with TemporaryDirectory() as scratch:
+        found = [read_predictions(path) for _, _, path, problem in entries(Path(folder), scratch) if not problem]
+    return [list(each) for each in {json.dumps(said, sort_keys=True): said for said in found if said}.values()]
+
+
 def read_class(folder, hide=False):
     """Return (ledgers, notes): the ledgers of ``folder``, each once, in the order of their numbers, and sentences about what was found.
 
@@ -119,6 +139,8 @@ def read_class(folder, hide=False):
     ledgers, notes = [], []  # notes: (ledger, sentence about it, other ledgers that stand for {} there)
     with TemporaryDirectory() as scratch:
         for where, name, path, problem in entries(Path(folder), scratch):
+            if not problem and read_predictions(path):  # see class_predictions
+                continue
             rows, problems = ([], [problem]) if problem else read_rows(path)
             chosen = [own for row in rows if isinstance(row.get("participant"), str) and (own := named(row["participant"]))]
             if len(set(chosen)) > 1:

@@ -14,7 +14,7 @@ from helpers.article import markdown
 BLUE, RED = "#0072b2", "#d55e00"  # of Okabe and Ito's palette; 3 times as bright or as dark as either background
 SIGNS = {  # what a mark means: its shape says so without colour
     "undisturbed": ("o", BLUE), "busy or noisy": ("x", RED), "falls": ("v", BLUE), "does not fall": ("^", RED), "can't tell": ("x", RED),
-    "well predicted": ("o", BLUE), "too long or too short": ("x", RED),
+    "well predicted": ("o", BLUE), "far off": ("x", RED),
 }  # fmt: skip
 STYLE = """
 :root { color-scheme: light dark; --text: #1a1a1a; --page: #ffffff; --line: #767676; --link: #0b57a4 }

@@ -1,0 +1,86 @@
+"""The stick for rooms without a network: made and tried with real packages, of a small course with three of the pinned ones."""
+
+import re
+import subprocess
+
+import pytest
+
+from helpers import ROOT
+from helpers.errors import PackagesError
+from tools import stick
+
+PINS = "".join(re.findall(rf"^(?:{'|'.join(('pypcre', 'threadpoolctl', 'dill'))})==\S+\n", (ROOT / "requirements.txt").read_text(encoding="utf-8"), flags=re.M))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(its folder, exit status) of a stick of a course that needs three packages, one of them without a wheel for every system."""
+    folder = tmp_path_factory.mktemp("stick")
+    course = folder / "course"
+    (course / "tools").mkdir(parents=True)
+    (course / "requirements.txt").write_text(PINS)
+    (course / "tools" / "__init__.py").write_text("")
+    (course / "tools" / "run.py").write_text("import dill, pcre, sys, threadpoolctl, urllib.request\nassert sys.argv[1:] == ['00']\n")
+    (course / ".gitignore").write_text("secret\n")
+    (course / "secret").write_text("not for others")
+    subprocess.run(["git", "init", "--quiet", str(course)], check=True)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(stick, "ROOT", course)
+    status = stick.main([str(folder / "stick"), "--lean", "--for", "win_amd64", "3.12"])
+    yield folder / "stick", status
+    monkeypatch.undo()
+
+
+def test_it_is_made_and_tried(made):
+    folder, status = made
+    assert status == 0 and "Python 3." in (folder / stick.CHECKED).read_text()
+    assert {path.name for path in folder.iterdir()} == {"README.txt", "checked.txt", "course", "wheels"}  # what it was tried in is gone
+    assert not (folder / "course" / "secret").exists() and (folder / "course" / "requirements.txt").read_text() == PINS
+    wheels = {path.name for path in (folder / "wheels").iterdir()}
+    assert any(re.match(r"pypcre-.*\.whl", name) for name in wheels) and any(re.match(r"pypcre-.*\.tar\.gz", name) for name in wheels)
+    assert "or 3.12 on win_amd64" in (folder / "README.txt").read_text()
+
+
+def test_a_package_that_is_missing_is_not_fetched(made):
+    """The network is cut while it is tried: without one of the wheels there is no stick, and the sentence names the package."""
+    folder, _ = made
+    wheel = next((folder / "wheels").glob("threadpoolctl*.whl"))
+    away = wheel.rename(folder.parent / wheel.name)
+    try:
+        with pytest.raises(PackagesError, match="No matching distribution found for threadpoolctl"):
+            stick.check(folder, lean=True)
+    finally:
+        away.rename(wheel)
+
+
+def test_a_course_that_does_not_run_is_no_stick(made):
+    folder, _ = made
+    run = folder / "course" / "tools" / "run.py"
+    before = run.read_text()
+    run.write_text("raise SystemExit('notebook 00 stopped')")
+    try:
+        with pytest.raises(PackagesError, match="notebook 00 stopped"):
+            stick.check(folder, lean=True)
+    finally:
+        run.write_text(before)
+
+
+def test_repositories_of_the_hub_come_along(tmp_path):
+    """With the real client, from a Hub on this machine; for Llama-2 with the notice that its licence asks for."""
+    import os
+    import sys
+
+    from tests.support.hub import Hub
+
+    program = "import sys; from pathlib import Path; from tools import stick; stick.bring_models(Path(sys.argv[1]), sys.argv[2:])"
+    with Hub({"someone/Llama-2-7B-GPTQ": ROOT / "data" / "checkpoints" / "small-gptq"}) as hub:
+        variables = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        done = [
+            subprocess.run([sys.executable, "-c", program, str(tmp_path / "stick"), name], cwd=ROOT, env=variables, capture_output=True, text=True)
+            for name in ("someone/Llama-2-7B-GPTQ", "someone/none")
+        ]
+    assert done[0].returncode == 0, done[0].stderr[-500:]
+    weights = next((tmp_path / "stick" / "hub").rglob("model.safetensors"))
+    assert weights.read_bytes() == (ROOT / "data" / "checkpoints" / "small-gptq" / "model.safetensors").read_bytes()
+    assert "LLAMA 2 Community License" in (tmp_path / "stick" / "Notice").read_text()
+    assert "someone/none cannot be fetched: it does not exist" in done[1].stderr

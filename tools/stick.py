@@ -1,0 +1,149 @@
+"""A folder for a USB stick: the course, its models and all packages, for rooms without a network. ``make stick FOLDER=results/stick``, or
+``python -m tools.stick FOLDER [--models REPOSITORY …] [--for PLATFORM PYTHON …] [--lean]``.
+
+It is checked at once: in a new environment, with the network cut for pip, everything is installed from it, and notebook 00 runs. The packages are for
+this machine's system and Python; ``--for win_amd64 3.12`` adds those of another one (their wheels are fetched, not tried).
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from datetime import date
+from pathlib import Path
+
+from helpers import ROOT
+from helpers.errors import CheckpointError, CourseError, PackagesError
+from helpers.models import files
+
+CHECKED = "checked.txt"  # says when, with which Python, how large: written only after the check
+MORE = ("llamacpp", "onnx", "serving", "lab")  # requirements/NAME.txt
+BUILD = ("setuptools", "wheel", "packaging")  # what pip needs to compile pypcre, where no wheel is there
+META = "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights Reserved.\n"  # as its section 1.b.iii asks
+README = """The course, without a network.
+
+1. Copy this folder to your disk (a stick is slow), and open a terminal in it. Python {python} is needed{others}.
+2. Linux, macOS:   python3 -m venv .venv    then  .venv/bin/python -m pip install --no-index --find-links wheels -r course/requirements.txt
+   Windows:        python -m venv .venv     then  .venv\\Scripts\\python -m pip install --no-index --find-links wheels -r course\\requirements.txt
+3. For the browser: the same command with -r course/requirements/lab.txt, then (in course)  ../.venv/bin/jupyter lab --notebook-dir=notebooks
+   Without it: (in course)  ../.venv/bin/python -m tools.run
+   Notebooks 11, 12 and 14 need course/requirements/llamacpp.txt, onnx.txt, serving.txt: the same command with --no-deps.
+{models}"""
+
+
+def run(*command, **options):
+    """Run a program; raise PackagesError with its last words if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
+    if done.returncode:
+        said = (re.findall(r"^(?:ERROR|error): (.*)$", done.stderr, flags=re.M) or (done.stderr or done.stdout).strip().splitlines() or ["no reason given"])[-1]
+        raise PackagesError(f"{' '.join(map(str, command[1:4]))} failed: {said.rstrip('.')}. Run make stick again; what is there already is kept.")
+    return done.stdout
+
+
+def copy_course(target):
+    """Copy the files that git knows, and new ones that it does not ignore, to ``target``."""
+    listed = run("git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and target.parent not in (ROOT / name).parents:  # nothing of a stick that lies in the course
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+
+
+def lists(lean):
+    return ["requirements.txt"] if lean else ["requirements.txt", *(f"requirements/{name}.txt" for name in MORE)]
+
+
+def bring_wheels(folder, lean, others):
+    """Put the wheels of all pinned packages, and of what they need, into ``folder``: built here where there is none; for other systems fetched."""
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
+    for name in lists(lean):
+        alone = ["--no-deps"] if name.startswith("requirements/") and "lab" not in name else []  # as the notebooks add them
+        run(*pip, "wheel", "--quiet", "--find-links", str(folder), "--wheel-dir", str(folder), *alone, "-r", str(ROOT / name))
+    run(*pip, "download", "--quiet", "--dest", str(folder), "--only-binary", ":all:", *BUILD)
+    for platform, python in others:
+        wanted = [
+            line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if "==" in line and not line.startswith(("#", "pypcre"))
+        ]
+        run(*pip, "download", "--quiet", "--dest", str(folder), "--only-binary", ":all:", "--platform", platform, "--python-version", python, *wanted)
+        run(*pip, "download", "--quiet", "--dest", str(folder), "--no-deps", "--no-binary", "pypcre", pypcre())  # its source: a C compiler must be there
+
+
+def pypcre():
+    return re.search(r"^pypcre==\S+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), flags=re.M)[0]
+
+
+def bring_models(folder, repositories):
+    """Fetch whole ``repositories`` of the Hub into ``folder``, laid out as its cache; with the notice that Meta's licence asks for."""
+    from huggingface_hub import snapshot_download
+
+    from helpers.models import hub
+
+    for repository in repositories:
+        try:
+            snapshot_download(repository, cache_dir=folder / "hub", allow_patterns=[*hub.WANTED, "LICENSE*", "USE_POLICY*", "*.md"])
+        except Exception as error:
+            raise CheckpointError(f"{repository} cannot be fetched: {hub.why(error, repository)}.") from None
+        if "llama-2" in repository.lower():
+            files.write(folder / "Notice", META)
+
+
+def check(stick, lean):
+    """Install from ``stick`` into a new environment, with no index and no way out, run notebook 00 there; return the seconds that both took."""
+    started = time.perf_counter()
+    dead = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")}
+    with tempfile.TemporaryDirectory(dir=stick) as scratch:  # on the same disk: /tmp may be small
+        venv.create(Path(scratch) / ".venv", with_pip=True)
+        python = next(path for path in (Path(scratch) / ".venv" / "bin" / "python", Path(scratch) / ".venv" / "Scripts" / "python.exe") if path.exists())
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))} | dead | {"PIP_CONFIG_FILE": os.devnull, "TMPDIR": scratch}
+        for name in lists(lean):
+            alone = ["--no-deps"] if name.startswith("requirements/") and "lab" not in name else []
+            offline = ("--quiet", "--no-index", "--find-links", str(stick / "wheels"), "--disable-pip-version-check")
+            run(str(python), "-m", "pip", "install", *offline, *alone, "-r", str(stick / "course" / name), env=variables)
+        variables |= {"TIER": "embedded", "RESULTS_DIR": scratch, "HF_HUB_OFFLINE": "1"}
+        run(str(python), "-m", "tools.run", "00", cwd=stick / "course", env=variables)
+    return time.perf_counter() - started
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def main(arguments=None):
+    """The command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.stick", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", nargs="*", default=[], help="repositories of the Hub to take along")
+    parser.add_argument("--for", nargs=2, action="append", default=[], dest="others", metavar=("PLATFORM", "PYTHON"), help="e.g. win_amd64 3.12")
+    parser.add_argument("--lean", action="store_true", help="only requirements.txt: no JupyterLab, no other engines")
+    given = parser.parse_args(arguments)
+    stick, started = given.folder.resolve(), time.perf_counter()
+    try:
+        (stick / CHECKED).unlink(missing_ok=True)
+        copy_course(stick / "course")
+        (stick / "wheels").mkdir(exist_ok=True)
+        bring_wheels(stick / "wheels", given.lean, given.others)
+        bring_models(stick / "huggingface", given.models)
+        python, others = f"{sys.version_info.major}.{sys.version_info.minor}", "".join(f", or {version} on {name}" for name, version in given.others)
+        models = "4. Models of the Hub: set HF_HOME to the folder huggingface, and HF_HUB_OFFLINE=1." if given.models else ""
+        files.write(stick / "README.txt", README.format(python=f"{python} on {sys.platform}", others=others, models=models))
+        taken, large = time.perf_counter() - started, size(stick)
+        print(f"{stick}: {large / 1e9:.2f} GB in {taken / 60:.1f} minutes. Now it is tried, without a network.", flush=True)
+        seconds = check(stick, given.lean)
+    except (CourseError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    said = (
+        f"{large / 1e9:.2f} GB, made in {taken / 60:.1f} minutes, installed from in {seconds / 60:.1f} minutes, {date.today()}, Python {python}, {sys.platform}"
+    )
+    files.write(stick / CHECKED, said + "\n")
+    print(f"Checked: {said}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
