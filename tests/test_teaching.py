@@ -326,10 +326,10 @@ def test_a_rule_makes_the_slides():
     made = slides.deck(nbformat.v4.new_notebook(cells=cells), {"A": ["Say this."]})
     found = [(cell.metadata.slideshow.slide_type, cell.source.splitlines()[0] if cell.source else "") for cell in made.cells]
     assert found == [
-        ("slide", "# 01 · T"), ("slide", "## A"), ("notes", "Say this."), ("notes", ("Long. " * 100).strip() + " "), ("subslide", "y = 1"), ("notes", "What it means."),
-        ("subslide", ""), ("subslide", "### B"),
+        ("slide", "# 01 · T"), ("slide", "## A"), ("notes", "Say this."), ("notes", ("Long. " * 100).strip() + " "), ("subslide", "#### A"), ("-", "y = 1"), ("notes", "What it means."),
+        ("subslide", "#### A"), ("-", ""), ("subslide", "### B"),
     ]  # fmt: skip
-    assert "badge" not in made.cells[0].source and made.cells[4].source == "y = 1\n\nprint(42)" and made.cells[6].metadata.tags == ["remove-input"]
+    assert "badge" not in made.cells[0].source and made.cells[5].source == "y = 1\n\nprint(42)" and made.cells[8].metadata.tags == ["remove-input"]
 
 
 def test_speaker_notes_come_from_the_plans():

@@ -8,6 +8,7 @@ of ``make run`` on this machine; without a run, the slides have code only. They 
 import base64
 import hashlib
 import html
+import importlib.util
 import io
 import re
 import sys
@@ -21,21 +22,24 @@ from tools import plans
 
 REVEAL = "https://registry.npmjs.org/reveal.js/-/reveal.js-5.2.1.tgz"  # MIT
 SHA512 = "r7//6mIM5p34hFiDMvYfXgyjXqGRta+/psd9YtytsgRlrpRzFv4RbH76TXd2qD+7ZPZEbpBDhdRhJaFgfQ7zNQ=="
-SHORT, PROSE = 12, 420  # lines of code, characters of prose on one slide
+SHORT, PICTURE, PROSE = 12, 4, 700  # lines of code, of code above a picture, characters of prose on one slide
 LEFT_OUT = ("Self-check",)  # sections that are for the machine
 TEMPLATE = """{%- extends 'index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_css -%}<style>
-.reveal { font-size: 26px } .reveal section { text-align: left } .reveal .slides section { max-height: 740px; overflow: auto }
-.reveal h1 { font-size: 1.7em } .reveal h2 { font-size: 1.4em } .reveal h3 { font-size: 1.15em } .reveal h1, .reveal h2, .reveal h3 { text-transform: none }
-.reveal pre, .reveal .jp-RenderedText pre, .reveal code { font-size: 17px !important; line-height: 1.4 } .reveal table { font-size: 18px }
+.reveal section { text-align: left } .reveal .slides section { max-height: 740px; overflow: auto }
+.reveal h1, .reveal h2, .reveal h3, .reveal h4 { text-transform: none !important; font-size: 38px !important } .reveal h4 { font-size: 22px !important; color: #595959 !important }
+.reveal p, .reveal li { font-size: 26px } .reveal pre, .reveal code { font-size: 19px !important; line-height: 1.45 } .reveal table { font-size: 20px !important }
 .reveal img { max-height: 560px; max-width: 100%; margin: 0 auto; display: block } .reveal pre { width: 100%; box-shadow: none; white-space: pre-wrap }
-.jp-Cell, .jp-InputArea, .jp-OutputArea-output { overflow: visible }
+.jp-Cell, .jp-InputArea, .jp-OutputArea-output { overflow: visible !important }
 </style>{%- endblock -%}
+{%- block data_png scoped -%}
+<img alt="{{ output | get_metadata('alt', 'image/png') | e }}" src="data:image/png;base64,{{ output.data['image/png'] | replace('\\n', '') }}">
+{%- endblock data_png -%}
 {%- block footer_js -%}
 <script src="reveal.js/dist/reveal.js"></script><script src="reveal.js/plugin/notes/notes.js"></script>
-<script>Reveal.initialize({hash: true, slideNumber: "c/t", center: false, width: 1100, height: 750, margin: 0.03, plugins: [RevealNotes]})</script>
+<script>Reveal.initialize({hash: true, slideNumber: "c/t", center: false, width: 1100, height: 750, margin: 0.03, transition: "none", plugins: [RevealNotes]})</script>
 {%- endblock -%}"""
 
 
@@ -111,10 +115,13 @@ def deck(notebook, extra=None):
             source = "\n\n".join([*waiting, *([cell.source] if short else [])])
             waiting.clear()
             shown = nbformat.v4.new_code_cell(source, outputs=cell.outputs)
-            if len(source.splitlines()) > 2 * SHORT or not source:
+            picture = any("image/png" in output.get("data", {}) for output in cell.outputs)
+            if len(source.splitlines()) > (PICTURE if picture else 2 * SHORT) or not source:
                 shown.metadata["tags"] = ["remove-input"]
             if source or cell.outputs:
-                add(shown, "subslide")
+                if section:
+                    add(nbformat.v4.new_markdown_cell(f"#### {section}"), "subslide")
+                add(shown, "-" if section else "subslide")
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
@@ -136,6 +143,9 @@ def main(names=(), notebooks=ROOT / "notebooks"):
     import nbformat
 
     paths = [path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")) if not names or path.name.startswith(tuple(names))]
+    if not importlib.util.find_spec("nbconvert"):
+        print("nbconvert is missing: make slides adds it, or pip install -r requirements/slides.txt.", file=sys.stderr)
+        return 2
     results, links = setup.results_dir(), []
     folder = results / "slides"
     try:
