@@ -89,21 +89,22 @@ def lasted(cell):
 
 def needed(path, wanted, times):
     """Measured seconds from the top of the notebook ``path`` to the end of the last section of ``wanted`` (all of it without any)."""
-    measured = times["notebooks"].get(Path(path).stem, {})
+    measured = times.get(Path(path).stem, {}).get("sections", {})
     names = list(measured)
     last = max((names.index(name) for name in wanted if name in names), default=len(names) - 1)
     return sum(measured[name] for name in names[: last + 1])
 
 
 def record(results, said=""):
-    """Write TIMES from the executed notebooks in the folder ``results``; return how many there were."""
+    """Write to TIMES how long the executed notebooks in the folder ``results`` took; others stay as they are. Return how many there were."""
     found = {}
     for path in sorted(Path(results).glob("[0-9][0-9]_*.ipynb")):
-        parts = [(heading, sum(map(lasted, inside))) for heading, inside in sections(path)]
-        if any(seconds for _, seconds in parts):
-            found[path.stem] = {heading: round(seconds, 1) for heading, seconds in parts}
-    about = {"machine": machine.device_name("cpu"), "cores": machine.cores(), "date": date.today().isoformat(), "models": "embedded", "beside": said}
-    files.write(TIMES, json.dumps(about | {"notebooks": found}, indent=1, ensure_ascii=False) + "\n")
+        parts = {heading: round(sum(map(lasted, inside)), 1) for heading, inside in sections(path)}
+        if any(parts.values()):
+            about = {"machine": machine.device_name("cpu"), "date": date.today().isoformat(), "models": "embedded", "beside": said}
+            found[path.stem] = about | {"sections": parts}
+    before = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.is_file() else {}
+    files.write(TIMES, json.dumps(dict(sorted((before | found).items())), indent=1, ensure_ascii=False) + "\n")
     return len(found)
 
 

@@ -6,6 +6,7 @@ this machine's system and Python; ``--for win_amd64 3.12`` adds those of another
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import venv
 from datetime import date
 from pathlib import Path
 
-from helpers import ROOT
+from helpers import ROOT, process
 from helpers.errors import CheckpointError, CourseError, PackagesError
 from helpers.models import files
 
@@ -77,17 +78,20 @@ def pypcre():
     return re.search(r"^pypcre==\S+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), flags=re.M)[0]
 
 
+def bring(repository):
+    """Fetch a repository of the Hub into the cache of this process, with its licence where it lies there."""
+    from helpers.models import choose, hub
+
+    hub.fetch(choose.get_step(3 if "gptq" in repository.lower() else 2, checkpoint=repository))
+    for name in ("LICENSE.txt", "USE_POLICY.md"):
+        with contextlib.suppress(CheckpointError):
+            hub.fetch_file(repository, name)
+
+
 def bring_models(folder, repositories):
-    """Fetch whole ``repositories`` of the Hub into ``folder``, laid out as its cache; with the notice that Meta's licence asks for."""
-    from huggingface_hub import snapshot_download
-
-    from helpers.models import hub
-
+    """Fetch ``repositories`` of the Hub into ``folder``, laid out as HF_HOME; with the notice that Meta's licence asks for."""
     for repository in repositories:
-        try:
-            snapshot_download(repository, cache_dir=folder / "hub", allow_patterns=[*hub.WANTED, "LICENSE*", "USE_POLICY*", "*.md"])
-        except Exception as error:
-            raise CheckpointError(f"{repository} cannot be fetched: {hub.why(error, repository)}.") from None
+        process.call("tools.stick.bring", repository, repository, variables=os.environ | {"HF_HOME": str(folder)})
         if "llama-2" in repository.lower():
             files.write(folder / "Notice", META)
 
