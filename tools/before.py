@@ -121,7 +121,7 @@ THINGS = (  # (days before, what, a function that looks, returning a sign and wo
     (7, "the course ran on this machine", ran),
     (7, "room on the disk", disk),
     (7, "a stick for a room without network, installed from once", stick),
-    (3, "slides", lambda: made("slides", "make slides")),
+    (3, "slides", lambda: made("slides/index.html", "make slides")),
     (3, "the wall was tried", lambda: made("wall.html", "python -m tests.support.classroom folder, then make wall CLASS=folder")),
 )
 
