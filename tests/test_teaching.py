@@ -76,7 +76,7 @@ def test_what_the_plans_run_was_timed():
     for path in sorted({path for _, block in BLOCKS for path, _ in block.runs if path.parent == ROOT / "notebooks"}):
         measured, there = TIMES[path.stem]["sections"], {heading for heading, _ in plans.sections(path)}
         assert len(set(measured) & there) >= 0.8 * len(measured), f"{path.name} has other sections now: make run, then python -m tools.plans --times results"
-        assert sum(measured.values()) > 0.1 and {"machine", "date", "models", "beside"} < set(TIMES[path.stem])
+        assert sum(measured.values()) > 0 and {"machine", "date", "models", "beside"} < set(TIMES[path.stem])
 
 
 def test_a_block_that_is_not_written_as_the_others_is_named():
@@ -321,7 +321,7 @@ def test_the_clinic_has_ten():
 def test_a_rule_makes_the_slides():
     output = [nbformat.v4.new_output("stream", text="42\n")]
     long = "\n".join(f"x{n} = {n}" for n in range(slides.SHORT + 1))
-    prose = "A first sentence.\n\n" + "Long. " * 100
+    prose = "A first sentence.\n\n" + "Long. " * 200
     cells = [
         nbformat.v4.new_markdown_cell("# 01 · T\n\n<!-- navigation: make badges writes it -->\nbadge\n<!-- /navigation -->\n\nIntro."), nbformat.v4.new_code_cell("set-up"),
         nbformat.v4.new_code_cell("from helpers import x"), nbformat.v4.new_markdown_cell(f"## A\n\n{prose}"), nbformat.v4.new_code_cell("y = 1"),
@@ -331,7 +331,7 @@ def test_a_rule_makes_the_slides():
     made = slides.deck(nbformat.v4.new_notebook(cells=cells), {"A": ["Say this."]})
     found = [(cell.metadata.slideshow.slide_type, cell.source.splitlines()[0] if cell.source else "") for cell in made.cells]
     assert found == [
-        ("slide", "# 01 · T"), ("slide", "## A"), ("notes", "Say this."), ("notes", ("Long. " * 100).strip() + " "), ("subslide", "#### A"), ("-", "y = 1"), ("notes", "What it means."),
+        ("slide", "# 01 · T"), ("slide", "## A"), ("notes", "Say this."), ("notes", ("Long. " * 200).strip() + " "), ("subslide", "#### A"), ("-", "y = 1"), ("notes", "What it means."),
         ("subslide", "#### A"), ("-", ""), ("subslide", "### B"),
     ]  # fmt: skip
     assert "badge" not in made.cells[0].source and made.cells[5].source == "y = 1\n\nprint(42)" and made.cells[8].metadata.tags == ["remove-input"]
