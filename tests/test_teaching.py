@@ -141,7 +141,9 @@ def test_thirty_people_get_through_the_minutes():
             parts = [max(parts)]
         slow = sum(seconds * (1 if beside else max(busy)) for seconds, beside in parts)
         assert slow <= 60 * block.minutes, f"{name}, {block.title}: a busy machine needs {slow / 60:.0f} minutes"
-        assert sum(seconds * max(calm) for seconds, beside in parts if not beside) <= 0.5 * 60 * block.minutes, f"{name}, {block.title}: no time is left to talk"
+        assert sum(seconds * max(calm) for seconds, beside in parts if not beside) <= 0.5 * 60 * block.minutes, (
+            f"{name}, {block.title}: no time is left to talk"
+        )
 
 
 def test_t4s_have_time_for_set_up_and_compiling():
