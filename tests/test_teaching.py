@@ -10,6 +10,8 @@ import sys
 import time
 from datetime import date
 from math import ceil
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
@@ -309,6 +311,30 @@ def test_a_teachers_notebook_is_like_the_others(path):
     assert code[0].source == badges.setup_cell(badges.REPOSITORY).replace('("..", ', '("../..", ', 1) and "accelerator" not in notebook.metadata
     lengths = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code]
     assert statistics.median(lengths) <= 5 and max(lengths) <= 30 and not any(cell.outputs or cell.execution_count for cell in code)
+
+
+@pytest.mark.parametrize("how", ["upload", "drive"])
+def test_the_wall_in_colab(tmp_path, monkeypatch, how, capsys):
+    """The notebook's cells with a google.colab that hands over two files or mounts a folder: the page has those people, and is downloaded."""
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
+    handed, done = {f"{name}.jsonl": classroom.text(classroom.cpu(n)).encode() for n, name in enumerate(("anna", "ben"))}, []
+    (tmp_path / "drive").mkdir()
+    for name, content in handed.items():
+        (tmp_path / "drive" / name).write_bytes(content)
+    colab = ModuleType("google.colab")
+    colab.files = SimpleNamespace(upload=lambda: {f"../{name}": content for name, content in handed.items()}, download=lambda path: done.append(Path(path).name))
+    colab.drive = SimpleNamespace(mount=lambda place: done.append(place))
+    monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    notebook, names = nbformat.read(ROOT / "notebooks" / "teaching" / "class_wall.ipynb", as_version=4), {}
+    fields = {"upload": ("upload = False", "upload = True"), "drive": ('class_folder = ""', f"class_folder = {str(tmp_path / 'drive')!r}")}
+    for cell in [cell.source for cell in notebook.cells if cell.cell_type == "code"][1:]:
+        cell = cell.replace(*fields[how]).replace("drive_too = False", f"drive_too = {how == 'drive'}")
+        exec(compile(cell, "class_wall", "exec"), names)
+    assert done == (["/content/drive"] if how == "drive" else []) + ["wall.html"]
+    assert re.findall(r"^\| (\w+) \(simulated\) ", (tmp_path / "results" / "wall.md").read_text(encoding="utf-8"), flags=re.M)[:2] in (["anna", "ben"], ["ben", "anna"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["drive", "results", *(["class"] if how == "upload" else [])])  # nothing beside the folder
 
 
 def test_the_clinic_has_ten():
