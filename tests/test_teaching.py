@@ -1,5 +1,6 @@
 """The teacher's pack: plans that name what is there and give enough minutes, one place for the licence, ticks that were looked at, marks that are right, slides."""
 
+import base64
 import json
 import os
 import re
@@ -323,7 +324,9 @@ def test_the_wall_in_colab(tmp_path, monkeypatch, how, capsys):
     for name, content in handed.items():
         (tmp_path / "drive" / name).write_bytes(content)
     colab = ModuleType("google.colab")
-    colab.files = SimpleNamespace(upload=lambda: {f"../{name}": content for name, content in handed.items()}, download=lambda path: done.append(Path(path).name))
+    colab.files = SimpleNamespace(
+        upload=lambda: {f"../{name}": content for name, content in handed.items()}, download=lambda path: done.append(Path(path).name)
+    )
     colab.drive = SimpleNamespace(mount=lambda place: done.append(place))
     monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", colab)
@@ -333,8 +336,13 @@ def test_the_wall_in_colab(tmp_path, monkeypatch, how, capsys):
         cell = cell.replace(*fields[how]).replace("drive_too = False", f"drive_too = {how == 'drive'}")
         exec(compile(cell, "class_wall", "exec"), names)
     assert done == (["/content/drive"] if how == "drive" else []) + ["wall.html"]
-    assert re.findall(r"^\| (\w+) \(simulated\) ", (tmp_path / "results" / "wall.md").read_text(encoding="utf-8"), flags=re.M)[:2] in (["anna", "ben"], ["ben", "anna"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["drive", "results", *(["class"] if how == "upload" else [])])  # nothing beside the folder
+    assert re.findall(r"^\| (\w+) \(simulated\) ", (tmp_path / "results" / "wall.md").read_text(encoding="utf-8"), flags=re.M)[:2] in (
+        ["anna", "ben"],
+        ["ben", "anna"],
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["drive", "results", *(["class"] if how == "upload" else [])]
+    )  # nothing beside the folder
 
 
 def test_the_clinic_has_ten():
@@ -381,6 +389,13 @@ def test_slides_in_a_browser(tmp_path, monkeypatch):
     if not BROWSER:
         pytest.skip("there is no Chromium on this machine")
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    notebook = nbformat.read(ROOT / "notebooks" / "01_8bit_7b.ipynb", as_version=4)  # as if it had been run
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for n, cell in enumerate(code):
+        cell.outputs = [nbformat.v4.new_output("stream", text=f"line {n} " * 40)]
+    dot = base64.b64encode((ROOT / "data" / "recorded" / "cpu-2-cores" / "comparison.png").read_bytes()).decode()
+    code[-1].outputs = code[4].outputs = [nbformat.v4.new_output("display_data", {"image/png": dot}, metadata={"image/png": {"alt": 'It "rises" <b>.'}})]
+    nbformat.write(notebook, tmp_path / "01_8bit_7b.ipynb")
     if slides.main(["01"]):
         pytest.skip("reveal.js cannot be fetched")
     with sync.sync_playwright() as playwright:
@@ -395,5 +410,6 @@ def test_slides_in_a_browser(tmp_path, monkeypatch):
         for _ in range(total - 1):
             view.keyboard.press("Space")
             assert view.evaluate("Reveal.getCurrentSlide().scrollWidth") <= 1102
+        assert view.evaluate("[...document.querySelectorAll('img')].map(each => each.alt)") == ['It "rises" <b>.']  # that of the self-check is left out
         assert view.evaluate("Reveal.isLastSlide()") and all(url.startswith("file:") for url in asked), asked
         program.close()

@@ -33,20 +33,17 @@ def address():
     return (MISSING, f"{len(stale)} files name another one: make badges") if stale else (DONE, f"github.com/{badges.REPOSITORY}")
 
 
-def asked(url, what):
-    """(sign, words) of an address on the web."""
-    if badges.UNSET in url:
+def colab():
+    """Colab fetches a notebook from GitHub under this address; that it runs there, only a browser with a Google account can say."""
+    if badges.REPOSITORY == badges.UNSET:
         return UNKNOWN, f"not checked: {NO_ADDRESS}"
+    url = f"https://raw.githubusercontent.com/{badges.REPOSITORY}/{badges.BRANCH}/notebooks/00_start_here.ipynb"
     status, said = ask(url, patience=10)
     if status is None:
         return UNKNOWN, f"not checked: no answer ({said}); is there a network?"
-    return (DONE, what) if status < 400 else (MISSING, f"{url} answers {status}: push the branch {badges.BRANCH}, and make the repository public")
-
-
-def colab():
-    """Colab fetches a notebook from GitHub under this address; that it runs there, only a browser with a Google account can say."""
-    url = f"https://raw.githubusercontent.com/{badges.REPOSITORY}/{badges.BRANCH}/notebooks/00_start_here.ipynb"
-    return asked(url, "GitHub gives notebook 00 to everybody, so Colab can open it; run it there once by hand")
+    if status >= 400:
+        return MISSING, f"{url} answers {status}: push the branch {badges.BRANCH}, and make the repository public"
+    return DONE, "GitHub gives notebook 00 to everybody, so Colab can open it; run it there once by hand"
 
 
 def lists():

@@ -24,23 +24,7 @@ REVEAL = "https://registry.npmjs.org/reveal.js/-/reveal.js-5.2.1.tgz"  # MIT
 SHA512 = "r7//6mIM5p34hFiDMvYfXgyjXqGRta+/psd9YtytsgRlrpRzFv4RbH76TXd2qD+7ZPZEbpBDhdRhJaFgfQ7zNQ=="
 SHORT, PICTURE, PROSE = 12, 4, 700  # lines of code, of code above a picture, characters of prose on one slide
 LEFT_OUT = ("Self-check",)  # sections that are for the machine
-TEMPLATE = """{%- extends 'index.html.j2' -%}
-{%- block html_head_js -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block html_head_css -%}<style>
-.reveal section { text-align: left } .reveal .slides section { max-height: 740px; overflow: auto }
-.reveal h1, .reveal h2, .reveal h3, .reveal h4 { text-transform: none !important; font-size: 38px !important } .reveal h4 { font-size: 22px !important; color: #595959 !important }
-.reveal p, .reveal li { font-size: 26px } .reveal pre, .reveal code { font-size: 19px !important; line-height: 1.45 } .reveal table { font-size: 20px !important }
-.reveal img { max-height: 560px; max-width: 100%; margin: 0 auto; display: block } .reveal pre { width: 100%; box-shadow: none; white-space: pre-wrap }
-.jp-Cell, .jp-InputArea, .jp-OutputArea-output { overflow: visible !important }
-</style>{%- endblock -%}
-{%- block data_png scoped -%}
-<img alt="{{ output | get_metadata('alt', 'image/png') | e }}" src="data:image/png;base64,{{ output.data['image/png'] | replace('\\n', '') }}">
-{%- endblock data_png -%}
-{%- block footer_js -%}
-<script src="reveal.js/dist/reveal.js"></script><script src="reveal.js/plugin/notes/notes.js"></script>
-<script>Reveal.initialize({hash: true, slideNumber: "c/t", center: false, width: 1100, height: 750, margin: 0.03, transition: "none", plugins: [RevealNotes]})</script>
-{%- endblock -%}"""
+TEMPLATE = ROOT / "tools" / "slides.html.j2"  # what it changes of nbconvert's own: no other site is asked, alternative texts, sizes
 
 
 def fetch(folder):
@@ -133,7 +117,7 @@ def exporter():
     settings = Config()
     settings.SlidesExporter.reveal_url_prefix, settings.SlidesExporter.reveal_theme = "reveal.js", "white"
     settings.TagRemovePreprocessor.enabled, settings.TagRemovePreprocessor.remove_input_tags = True, {"remove-input"}
-    made = SlidesExporter(config=settings, raw_template=TEMPLATE)
+    made = SlidesExporter(config=settings, raw_template=TEMPLATE.read_text(encoding="utf-8"))
     made.exclude_input_prompt = made.exclude_output_prompt = True
     return made
 
