@@ -218,6 +218,27 @@ def test_the_command_writes_the_marks(marked, tmp_path, monkeypatch, capsys):
     assert grade.main([str(tmp_path / "none")]) == 2 and "There is no folder" in capsys.readouterr().err
 
 
+def test_real_answers_are_marked(tmp_path, monkeypatch):
+    """What the exercises of notebook 00 leave of a solution, a typical mistake and a stub, handed in as it is."""
+    exercises = pytest.importorskip("helpers.exercises", reason="this course has no exercises")
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "anna"))
+    sheet = exercises.read("00")
+    exercises.begin("00")
+    first, second, *others = sheet.exercises.values()
+    for one, code in ((first, first.solution), (second, second.wrong[0][-1]), *((one, one.stub) for one in others)):
+        names = {}
+        for given in [*sheet.given, *one.given]:
+            exec(given, names)
+        exercises.tell(one.name, code, names)
+    exercises.question(next(n for n, (_, right, _) in enumerate(sheet.answers, 1) if right))
+    exercises.summary()
+    (person,), notes = grade.hand_ins(tmp_path)
+    assert person[0] == "anna" and notes == []
+    assert person[1] == {f"00.{one.name}": "open" for one in others} | {f"00.{first.name}": "right", f"00.{second.name}": "wrong", "00.question": "right"}
+    got = grade.points(*person[1:], grade.rubric(), grade.levels())
+    assert got == dict.fromkeys(grade.rubric(), 0) | {first.level: WORTH[first.level], "question": WORTH["question"]}
+
+
 def test_the_exercises_of_the_course_have_levels_that_count():
     assert set(grade.levels().values()) <= set(WORTH)
 
