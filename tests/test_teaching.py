@@ -232,8 +232,9 @@ def test_real_answers_are_marked(tmp_path, monkeypatch):
         exercises.tell(one.name, code, names)
     exercises.question(next(n for n, (_, right, _) in enumerate(sheet.answers, 1) if right))
     exercises.summary()
-    (person,), notes = grade.hand_ins(tmp_path)
-    assert person[0] == "anna" and notes == []
+    shutil.copytree(tmp_path / "anna", tmp_path / "ben")  # a folder alone would be that of the class
+    (person, other), notes = grade.hand_ins(tmp_path)
+    assert [person[0], other[0]] == ["anna", "ben"] and person[1:] == other[1:] and notes == []
     assert person[1] == {f"00.{one.name}": "open" for one in others} | {f"00.{first.name}": "right", f"00.{second.name}": "wrong", "00.question": "right"}
     got = grade.points(*person[1:], grade.rubric(), grade.levels())
     assert got == dict.fromkeys(grade.rubric(), 0) | {first.level: WORTH[first.level], "question": WORTH["question"]}
