@@ -61,7 +61,7 @@ wall: .venv/ready
 slides: .venv/slides
 	@$(BIN)/python -m tools.slides
 
-stick: .venv/ready
+stick: .venv/tools
 	@$(BIN)/python -m tools.stick "$(FOLDER)" $(STICK)
 
 before: .venv/ready

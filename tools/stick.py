@@ -1,8 +1,8 @@
 """A folder for a USB stick: the course, its models and all packages, for rooms without a network. ``make stick FOLDER=results/stick``, or
-``python -m tools.stick FOLDER [--models REPOSITORY …] [--for PLATFORM PYTHON …] [--lean]``.
+``python -m tools.stick FOLDER [--models REPOSITORY …] [--for SYSTEM PYTHON …] [--lean]``.
 
 It is checked at once: in a new environment, with the network cut for pip, everything is installed from it, and notebook 00 runs. The packages are for
-this machine's system and Python; ``--for win_amd64 3.12`` adds those of another one (their wheels are fetched, not tried).
+this machine's system and Python; ``--for windows 3.12`` adds those of another one (their wheels are fetched, not tried).
 """
 
 import argparse
@@ -21,9 +21,12 @@ from pathlib import Path
 from helpers import ROOT, process
 from helpers.errors import CheckpointError, CourseError, PackagesError
 from helpers.models import files
+from tools.replica import uv
 
 CHECKED = "checked.txt"  # says when, with which Python, how large: written only after the check
 MORE = ("llamacpp", "onnx", "serving", "lab")  # requirements/NAME.txt
+SYSTEMS = {"windows": "win_amd64", "macos": "macosx_14_0_arm64", "linux": "manylinux_2_28_x86_64"}  # uv's name: pip's
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 BUILD = ("setuptools", "wheel", "packaging")  # what pip needs to compile pypcre, where no wheel is there
 META = "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights Reserved.\n"  # as its section 1.b.iii asks
 README = """The course, without a network.
@@ -56,26 +59,46 @@ def copy_course(target):
 
 
 def lists(lean):
+    """Files of requirements that go along."""
     return ["requirements.txt"] if lean else ["requirements.txt", *(f"requirements/{name}.txt" for name in MORE)]
 
 
-def bring_wheels(folder, lean, others):
-    """Put the wheels of all pinned packages, and of what they need, into ``folder``: built here where there is none; for other systems fetched."""
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
+def alone(name):
+    """pip's option for packages that are added as the notebooks add them."""
+    return ["--no-deps"] if name.startswith("requirements/") and "lab" not in name else []
+
+
+def bring_wheels(folder, lean):
+    """Put the wheels of all pinned packages, and of what they need, into ``folder``; where PyPI has none, it is built here."""
     for name in lists(lean):
-        alone = ["--no-deps"] if name.startswith("requirements/") and "lab" not in name else []  # as the notebooks add them
-        run(*pip, "wheel", "--quiet", "--find-links", str(folder), "--wheel-dir", str(folder), *alone, "-r", str(ROOT / name))
-    run(*pip, "download", "--quiet", "--dest", str(folder), "--only-binary", ":all:", *BUILD)
-    for platform, python in others:
-        wanted = [
-            line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if "==" in line and not line.startswith(("#", "pypcre"))
-        ]
-        run(*pip, "download", "--quiet", "--dest", str(folder), "--only-binary", ":all:", "--platform", platform, "--python-version", python, *wanted)
-        run(*pip, "download", "--quiet", "--dest", str(folder), "--no-deps", "--no-binary", "pypcre", pypcre())  # its source: a C compiler must be there
+        run(*PIP, "wheel", "--quiet", "--find-links", str(folder), "--wheel-dir", str(folder), *alone(name), "-r", str(ROOT / name))
+    run(*PIP, "download", "--quiet", "--dest", str(folder), "--only-binary", ":all:", *BUILD)
 
 
-def pypcre():
-    return re.search(r"^pypcre==\S+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), flags=re.M)[0]
+def bring_others(folder, system, python):
+    """Add the wheels of requirements.txt for another ``system`` (a key of SYSTEMS) and ``python``. pip resolves for its own system only, so uv does it."""
+    if not uv():
+        raise PackagesError("uv is missing, which knows what other systems need: pip install -r requirements/uv.txt, then make stick again.")
+    variables = os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"}  # PyTorch's builds need it
+    listed = run(
+        uv(),
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-header",
+        "--no-annotate",
+        "--python-platform",
+        system,
+        "--python-version",
+        python,
+        str(ROOT / "requirements.txt"),
+        env=variables,
+    )
+    pins = [line.split(";")[0].strip() for line in listed.splitlines() if "==" in line]
+    for_them = ("--find-links", str(folder), "--only-binary", ":all:", "--platform", SYSTEMS[system], "--python-version", python)
+    run(*PIP, "download", "--quiet", "--no-deps", "--dest", str(folder), *for_them, *(pin for pin in pins if not pin.startswith("pypcre")))
+    for pin in (pin for pin in pins if pin.startswith("pypcre")):  # as source: it is compiled there
+        run(*PIP, "download", "--quiet", "--no-deps", "--dest", str(folder), "--no-binary", "pypcre", pin)
 
 
 def bring(repository):
@@ -105,12 +128,12 @@ def check(stick, lean):
         python = next(path for path in (Path(scratch) / ".venv" / "bin" / "python", Path(scratch) / ".venv" / "Scripts" / "python.exe") if path.exists())
         variables = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))} | dead | {"PIP_CONFIG_FILE": os.devnull, "TMPDIR": scratch}
         for name in lists(lean):
-            alone = ["--no-deps"] if name.startswith("requirements/") and "lab" not in name else []
             offline = ("--quiet", "--no-index", "--find-links", str(stick / "wheels"), "--disable-pip-version-check")
-            run(str(python), "-m", "pip", "install", *offline, *alone, "-r", str(stick / "course" / name), env=variables)
+            run(str(python), "-m", "pip", "install", *offline, *alone(name), "-r", str(stick / "course" / name), env=variables)
         variables |= {"TIER": "embedded", "RESULTS_DIR": scratch, "HF_HUB_OFFLINE": "1"}
         run(str(python), "-m", "tools.run", "00", cwd=stick / "course", env=variables)
-    return time.perf_counter() - started
+        taken = time.perf_counter() - started
+    return taken
 
 
 def size(folder):
@@ -122,15 +145,19 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tools.stick", description=__doc__.split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", nargs="*", default=[], help="repositories of the Hub to take along")
-    parser.add_argument("--for", nargs=2, action="append", default=[], dest="others", metavar=("PLATFORM", "PYTHON"), help="e.g. win_amd64 3.12")
+    parser.add_argument("--for", nargs=2, action="append", default=[], dest="others", metavar=("SYSTEM", "PYTHON"), help="e.g. windows 3.12, macos 3.13")
     parser.add_argument("--lean", action="store_true", help="only requirements.txt: no JupyterLab, no other engines")
     given = parser.parse_args(arguments)
+    if unknown := [system for system, _ in given.others if system not in SYSTEMS]:
+        parser.error(f"{unknown[0]!r} is no system: choose from {', '.join(SYSTEMS)}.")
     stick, started = given.folder.resolve(), time.perf_counter()
     try:
         (stick / CHECKED).unlink(missing_ok=True)
         copy_course(stick / "course")
         (stick / "wheels").mkdir(exist_ok=True)
-        bring_wheels(stick / "wheels", given.lean, given.others)
+        bring_wheels(stick / "wheels", given.lean)
+        for system, python in given.others:
+            bring_others(stick / "wheels", system, python)
         bring_models(stick / "huggingface", given.models)
         python, others = f"{sys.version_info.major}.{sys.version_info.minor}", "".join(f", or {version} on {name}" for name, version in given.others)
         models = "4. Models of the Hub: set HF_HOME to the folder huggingface, and HF_HUB_OFFLINE=1." if given.models else ""
