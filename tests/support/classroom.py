@@ -128,7 +128,7 @@ def homework(folder):
         name = f"t4-{number}" if cpus < 0 else {0: "kim", 1: "Kim"}.get(cpus, f"cpu-{cpus}")
         parts = {"ledger.jsonl": text(own), "exercises.json": json.dumps(answers(number))}
         if number % 3 == 0:
-            parts["predictions.jsonl"] = text({"what": f"0{n}: a ratio", "prediction": 2.0, "measured": 1.5, "reason": ""} for n in range(1, 4))
+            parts["predictions.jsonl"] = text({"what": f"0{n}: a ratio", "prediction": 2.0, "measured": 1.5, "reason": ""} for n in range(1, 8))
         (folder / name).mkdir(parents=True)
         if number % 2:
             with zipfile.ZipFile(folder / name / "results.zip", "w") as archive:
