@@ -70,9 +70,6 @@ def deck(notebook, extra=None):
         cell.metadata = {"slideshow": {"slide_type": kind}, "tags": cell.metadata.get("tags", [])}
         cells.append(cell)
 
-    def note(text):
-        add(nbformat.v4.new_markdown_cell(text), "notes")
-
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     executed = any(cell.outputs for cell in code)
     for cell in notebook.cells:
@@ -87,10 +84,8 @@ def deck(notebook, extra=None):
                 if head:
                     waiting.clear()
                     add(nbformat.v4.new_markdown_cell("\n\n".join(shown)), "subslide" if head.startswith("###") else "slide")
-                for text in (extra or {}).get(section, []) if head else []:
-                    note(text)
-                if blocks:
-                    note("\n\n".join(blocks))
+                for text in [*((extra or {}).get(section, []) if head else []), *(["\n\n".join(blocks)] if blocks else [])]:
+                    add(nbformat.v4.new_markdown_cell(text), "notes")
         elif cell is not code[0] and section not in LEFT_OUT:
             short = len(cell.source.splitlines()) <= SHORT and not re.match(r"(from|import) helpers", cell.source)
             if executed and not cell.outputs:

@@ -29,15 +29,7 @@ SYSTEMS = {"windows": "win_amd64", "macos": "macosx_14_0_arm64", "linux": "manyl
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 BUILD = ("setuptools", "wheel", "packaging")  # what pip needs to compile pypcre, where no wheel is there
 META = "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights Reserved.\n"  # as its section 1.b.iii asks
-README = """The course, without a network.
-
-1. Copy this folder to your disk (a stick is slow), and open a terminal in it. Python {python} is needed{others}.
-2. Linux, macOS:   python3 -m venv .venv    then  .venv/bin/python -m pip install --no-index --find-links wheels -r course/requirements.txt
-   Windows:        python -m venv .venv     then  .venv\\Scripts\\python -m pip install --no-index --find-links wheels -r course\\requirements.txt
-3. For the browser: the same command with -r course/requirements/lab.txt, then (in course)  ../.venv/bin/jupyter lab --notebook-dir=notebooks
-   Without it: (in course)  ../.venv/bin/python -m tools.run
-   Notebooks 11, 12 and 14 need course/requirements/llamacpp.txt, onnx.txt, serving.txt: the same command with --no-deps.
-{models}"""
+README = Path(__file__).with_suffix(".txt")  # of the stick
 
 
 def run(*command, **options):
@@ -161,7 +153,7 @@ def main(arguments=None):
         bring_models(stick / "huggingface", given.models)
         python, others = f"{sys.version_info.major}.{sys.version_info.minor}", "".join(f", or {version} on {name}" for name, version in given.others)
         models = "4. Models of the Hub: set HF_HOME to the folder huggingface, and HF_HUB_OFFLINE=1." if given.models else ""
-        files.write(stick / "README.txt", README.format(python=f"{python} on {sys.platform}", others=others, models=models))
+        files.write(stick / "README.txt", README.read_text(encoding="utf-8").format(python=f"{python} on {sys.platform}", others=others, models=models))
         taken, large = time.perf_counter() - started, size(stick)
         print(f"{stick}: {large / 1e9:.2f} GB in {taken / 60:.1f} minutes. Now it is tried, without a network.", flush=True)
         seconds = check(stick, given.lean)
