@@ -87,3 +87,13 @@ def test_repositories_of_the_hub_come_along(tmp_path):
     assert weights.read_bytes() == (ROOT / "data" / "checkpoints" / "small-gptq" / "model.safetensors").read_bytes()
     assert "LLAMA 2 Community License" in (tmp_path / "stick" / "Notice").read_text()
     assert "someone/none cannot be fetched: it does not exist" in done[1].stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, said", [([""], "name a folder of its own"), (["stick", "--for", "amiga", "3.12"], "'amiga' is no system: choose from windows, macos, linux")]
+)
+def test_what_cannot_be_meant_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        stick.main(arguments)
+    assert said in capsys.readouterr().err and not (ROOT / "course").exists()

@@ -143,6 +143,8 @@ def main(arguments=None):
     if unknown := [system for system, _ in given.others if system not in SYSTEMS]:
         parser.error(f"{unknown[0]!r} is no system: choose from {', '.join(SYSTEMS)}.")
     stick, started = given.folder.resolve(), time.perf_counter()
+    if stick in (ROOT, *ROOT.parents):
+        parser.error("name a folder of its own: make stick FOLDER=results/stick.")
     try:
         (stick / CHECKED).unlink(missing_ok=True)
         copy_course(stick / "course")
