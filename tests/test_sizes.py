@@ -17,7 +17,7 @@ from support.book import functions
 from support.hub import Hub
 
 from helpers import ROOT, ledger, limits, loading, quality, timing
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, DeviceError
 from helpers.models import choose, sizes
 from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, Shape
 
@@ -55,8 +55,8 @@ def mini(kind, folder, **change):
     return folder
 
 
-def fails(action, *words):
-    with pytest.raises(CheckpointError) as error:
+def fails(action, *words, kind=CheckpointError):
+    with pytest.raises(kind) as error:
         action()
     assert "\n" not in str(error.value) and not [word for word in words if word not in str(error.value)], str(error.value)
 
@@ -313,3 +313,12 @@ def test_missing_tensors_of_an_architecture_with_other_names(tmp_path, drop, wor
     tensors = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if drop not in name}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     fails(lambda: loading.load(choose.get_step(2, checkpoint=str(folder))), *words)
+
+
+def test_groups_that_do_not_divide_a_layer(tmp_path):
+    """The bytes are right, and where a kernel cannot compute them the sentence names one that can."""
+    folder, real = quantised(tmp_path / "gptq", mini("qwen2", tmp_path / "qwen2"), group=128)  # of 160 inputs
+    step = choose.get_step(3, checkpoint=str(folder))
+    assert step.bytes == real
+    if not torch.cuda.is_available():
+        fails(lambda: loading.load(step), "4 bits in groups of 128", "take gptq-torch, which can", kind=DeviceError)

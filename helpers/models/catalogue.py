@@ -146,6 +146,14 @@ class Shape:
         return 2 * (self.linear_parameters + self.vocab_size * self.hidden_size) + 4 * self.num_hidden_layers * self.hidden_size * context
 
 
+def settings(folder):
+    """Return the quantization_config of ``folder/config.json``, {} without one. Raises CheckpointError if it is no object."""
+    found = read_json(folder, "config.json").get("quantization_config") or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder}/config.json has a quantization_config that is no object ({found!r:.40}): fetch or build the checkpoint again.")
+    return found
+
+
 def packing(folder, settings):
     """{bits, group_size} of a checkpoint's quantization_config ``settings``, {} where it is not GPTQ's. Raises CheckpointError for what nobody can read."""
     if settings.get("quant_method") != "gptq":

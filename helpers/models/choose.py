@@ -20,7 +20,7 @@ from statistics import median
 from helpers import machine
 from helpers.errors import CheckpointError, NotEnoughMemoryError, UnknownStepError, UnknownTierError
 from helpers.models import files, hub, sizes, synthetic
-from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shape, Step, packing, read_json
+from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shape, Step, packing, settings
 from helpers.setup import results_dir
 
 SLOWER = 1.3  # what fewer threads may cost on a quiet machine; beside other programs more threads cost far more than that
@@ -103,7 +103,7 @@ class Chosen(Step):
     @property
     def quantization(self):
         """The checkpoint's own quantization_config (a dict: bits, group_size, …); {} if it is not quantised."""
-        return sizes.settings(read_json(self.folder, "config.json"), self.folder)
+        return settings(self.folder)
 
     @property
     def packing(self):

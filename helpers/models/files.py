@@ -19,7 +19,7 @@ from pathlib import Path
 from helpers import errors, machine
 from helpers.errors import CheckpointError, CourseError, DiskError, NotEnoughMemoryError
 from helpers.models import sizes
-from helpers.models.catalogue import read_json
+from helpers.models.catalogue import read_json, settings
 
 NORMS = ("input_layernorm", "post_attention_layernorm")  # of one block of a Llama
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: which tensor is in which
@@ -186,10 +186,10 @@ def read_tensor(folder, name):
 def check_format(folder, format):
     """Raise CheckpointError unless ``folder/config.json`` is of a decoder whose weights a step of ``format`` can load; return its Sizes."""
     folder = Path(folder)
-    settings = sizes.settings(read_json(folder, "config.json"), folder)
-    on_load = any(settings.get(key) for key in ("load_in_8bit", "load_in_4bit", "_load_in_8bit", "_load_in_4bit"))
-    old = not settings and (folder / "quantize_config.json").is_file()
-    method = settings.get("quant_method") or ("bitsandbytes" if on_load else "unnamed" if settings else "gptq" if old else None)
+    own = settings(folder)
+    on_load = any(own.get(key) for key in ("load_in_8bit", "load_in_4bit", "_load_in_8bit", "_load_in_4bit"))
+    old = not own and (folder / "quantize_config.json").is_file()
+    method = own.get("quant_method") or ("bitsandbytes" if on_load else "unnamed" if own else "gptq" if old else None)
     if old and format == "gptq":
         why = (
             "has its GPTQ settings in quantize_config.json alone, as older programs wrote them, and transformers reads config.json: copy them there, as"

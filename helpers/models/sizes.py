@@ -21,7 +21,7 @@ from functools import cached_property, lru_cache
 
 from helpers import machine
 from helpers.errors import CheckpointError, UnknownFormatError
-from helpers.models.catalogue import FORMATS, packing, read_json
+from helpers.models.catalogue import FORMATS, packing, read_json, settings
 
 BLOCKS = (
     "transformer.h",
@@ -71,13 +71,14 @@ def _of(folder, config):
 class Sizes:
     """All sizes of a model, see ``of``. It answers what catalogue.Shape answers, by the same names.
 
-    tensors: {name: Tensor}, what two names share once. layers: {name: (in features, out features)} of all linear layers. kept: a Kept for each
-    layer with a cache. bits, group_size: of the integers of a GPTQ checkpoint. renamed: whether its files have other names for the tensors.
+    tensors: {name: Tensor}, what two names share once. quantised: {name: (in features, out features)} of the layers that GPTQ quantises, by the
+    checkpoint's own settings: all linear ones of the blocks, or those that it names. kept: a Kept for each layer with a cache. bits, group_size:
+    of GPTQ's integers. renamed: whether the files have other names for the tensors.
     """
 
     def __init__(self, folder):
         self.folder, raw = folder, read_json(folder, "config.json")
-        self.settings = settings(raw, folder)
+        self.settings = settings(folder)
         self.bits, self.group_size = ({"bits": 4, "group_size": 128} | packing(folder, self.settings)).values()
         model = _skeleton(folder)
         import torch
@@ -105,14 +106,14 @@ class Sizes:
                 routed = count and (re.search(r"(^|\.)experts\.", name) or tensor.ndim == 3 and len(tensor) == count)
                 share = Fraction(active, count) if routed else Fraction(1)
                 self.tensors[name] = Tensor(tuple(tensor.shape), share if id(tensor) in read else Fraction(0), _wide(model, name))
-        plain = {name: m for name, m in model.named_modules() if type(m) is torch.nn.Linear or isinstance(m, Conv1D)}
-        self.layers = {name: tuple(m.weight.shape) if isinstance(m, Conv1D) else (m.in_features, m.out_features) for name, m in plain.items()}
         start = self.settings.get("block_name_to_quantize") or next(
             (b for b in BLOCKS if any(n.startswith(b) for n, _ in model.named_modules())), "model.layers"
         )
         some = self.settings.get("modules_in_block_to_quantize")
         listed = tuple(sum(some, [])) if some else ("",)
-        self.quantised = {name: size for name, size in self.layers.items() if name.startswith(start) and name.endswith(listed)}
+        linear = {name: m for name, m in model.named_modules() if (type(m) is torch.nn.Linear or isinstance(m, Conv1D)) and name.startswith(start)}
+        sizes = {name: tuple(m.weight.shape) if isinstance(m, Conv1D) else (m.in_features, m.out_features) for name, m in linear.items()}
+        self.quantised = {name: size for name, size in sizes.items() if name.endswith(listed)}
         self.kept = _kept(model, config)
 
     @cached_property
@@ -151,7 +152,7 @@ class Sizes:
 
     def packed(self, layer, group_size=None):
         """{part: (shape, bytes a number)} of a GPTQ layer as it is stored: AutoGPTQ's layout. Raises CheckpointError where its integers fill no whole words."""
-        (n, m), bits, group = self.layers[layer], self.bits, group_size or self.group_size
+        (n, m), bits, group = self.quantised[layer], self.bits, group_size or self.group_size
         if wrong := [size for size in (n, m) if size * bits % 32]:
             raise CheckpointError(
                 f"{layer} has {wrong[0]} inputs or outputs, of which GPTQ cannot fill whole words of 32 bits with {bits}-bit integers: take this model in bf16"
@@ -203,14 +204,6 @@ class Sizes:
         return 2 * int(weights) + 2 * self.heads * sum(layer.width * layer.tokens(context) for layer in self.kept)
 
 
-def settings(config, folder):
-    """The quantization_config of the contents of a config.json; {} without one. Raises CheckpointError if it is no object."""
-    found = config.get("quantization_config") or {}
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{folder}/config.json has a quantization_config that is no object ({found!r:.40}): fetch or build the checkpoint again.")
-    return found
-
-
 def _skeleton(folder):
     """The model of ``folder/config.json`` without weights, in bfloat16. Raises CheckpointError, one sentence that says what works, for what cannot be built."""
     raw = read_json(folder, "config.json")
@@ -230,7 +223,6 @@ def _skeleton(folder):
         elif type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or "ForMaskedLM" in str(raw.get("architectures")):
             problem = f"{named}, of which transformers has no decoder that writes text: {TAKE}."
         else:
-            _plain_positions(config)
             with machine.quiet(), torch.device("meta"):
                 model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
                 model.tie_weights()  # transformers 5.0 has not done it
@@ -239,15 +231,6 @@ def _skeleton(folder):
         words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         problem = f"{folder}/config.json describes no model that transformers can build ({words}): correct it, fetch it again, or take another checkpoint."
     raise CheckpointError(problem)
-
-
-def _plain_positions(config):
-    """Positions that look at the numbers of tokens, which an empty model has not, become plain ones: no size depends on them."""
-    for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
-        ropes = getattr(part, "rope_parameters", None) or {}
-        for rope in (ropes, *(each for each in ropes.values() if isinstance(each, dict))):
-            if rope.get("rope_type") in ("dynamic", "longrope"):
-                rope["rope_type"] = "default"
 
 
 def _wide(model, name):
@@ -273,7 +256,7 @@ def _kept(model, config):
     try:
         with machine.quiet(), torch.no_grad():
             model.get_decoder()(input_ids=torch.zeros((1, 1), dtype=torch.long, device="meta"), past_key_values=cache, use_cache=True)
-    except Exception:  # transformers 5.0 asks torch for what the meta device has not
+    except Exception:  # positions that look at numbers (longrope); transformers 5.0 asks torch for what the meta device has not
         failed = True
     queries = getattr(config, "num_attention_heads", 0)
     heads, width = getattr(config, "num_key_value_heads", None) or queries, getattr(config, "head_dim", None) or config.hidden_size // max(1, queries)
