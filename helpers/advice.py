@@ -158,8 +158,6 @@ class Trial:
         except CourseError as error:
             found.missing = str(error)
             print(f"{name} is left out: {error}")
-        finally:
-            loading.release()
         return found
 
     def _step(self, name):
@@ -180,16 +178,20 @@ class Trial:
         step = self._step(name)
         found.place, found.rows = step.checkpoint, self._rows(step, step.title, None, machine.device_name())
         model, tokenizer = loading.load(step)
-        if not found.rows:
-            found.rows = [ledger.make_row(step, timing.measure(model, tokenizer), model)]
-            ledger.append(found.rows[0])
-        if name == "bf16":
-            encoded = [quality.encode(tokenizer, [line])[0] for line in quality.lines()[: self.texts]]
-            self.prompts = [ids[: 4 + number % 40] for number, ids in enumerate(encoded)]
-        if self.prompts:
-            logits = _last(model, self.prompts)
-            self.yardstick = logits if self.yardstick is None else self.yardstick
-            found.kl = quality.compare(logits, self.yardstick)[0].tolist()
+        try:
+            if not found.rows:
+                found.rows = [ledger.make_row(step, timing.measure(model, tokenizer), model)]
+                ledger.append(found.rows[0])
+            if name == "bf16":
+                encoded = [quality.encode(tokenizer, [line])[0] for line in quality.lines()[: self.texts]]
+                self.prompts = [ids[: 4 + number % 40] for number, ids in enumerate(encoded)]
+            if self.prompts:
+                logits = _last(model, self.prompts)
+                self.yardstick = logits if self.yardstick is None else self.yardstick
+                found.kl = quality.compare(logits, self.yardstick)[0].tolist()
+        finally:
+            model = None  # exceptions that libraries keep would keep it too
+            loading.release()
 
     def _llamacpp(self, type, found):
         if missing := [name for name in llamacpp.PACKAGES if not setup.installed(name)]:

@@ -222,19 +222,28 @@ def test_evidence_is_measured_and_exact(trial):
 
 
 def test_kl_is_that_of_plain_transformers(trial):
-    """Computed again by hand, model by model, text by text, without any helper: GPTQ against bf16, within 1 %."""
+    """Computed again without any helper: the twelve texts padded to one batch, the head and all that follows in 64 bits; within 1 %.
+
+    (One text at a time differs by some per cent: in bfloat16 the sums are rounded in another order.)
+    """
     from transformers import AutoModelForCausalLM
 
     trial, found = trial
-    logits = {}
+    longest = max(map(len, trial.prompts)) + 1
+    ids = torch.zeros(12, longest, dtype=torch.long)
+    mask = torch.zeros(12, longest, dtype=torch.long)
+    for number, prompt in enumerate(trial.prompts):
+        ids[number, : len(prompt)], mask[number, : len(prompt) + 1] = torch.tensor(prompt), 1
+        ids[number, len(prompt)] = prompt[-1]
+    last = torch.tensor([len(prompt) - 1 for prompt in trial.prompts])
+    probabilities = []
     for folder in ("small", "small-gptq"):
-        model = AutoModelForCausalLM.from_pretrained(CHECKPOINTS / folder, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(CHECKPOINTS / folder, dtype=torch.bfloat16, attn_implementation="sdpa")
         with torch.no_grad():
-            hidden = [model.model(torch.tensor([ids])).last_hidden_state[0, -1].float() for ids in trial.prompts]
-        logits[folder] = torch.stack(hidden) @ model.lm_head.weight.float().T
-    p, q = (each.double().softmax(-1) for each in logits.values())
-    by_hand = (p * (p / q).log()).sum(-1).mean().item()
-    assert found["GPTQ 4-bit"].divergence[0] == pytest.approx(by_hand, rel=0.01)
+            hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[torch.arange(12), last]
+        probabilities.append((hidden.double() @ model.lm_head.weight.double().T).softmax(-1))
+    p, q = probabilities
+    assert found["GPTQ 4-bit"].divergence[0] == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=0.01)
 
 
 def test_rows_of_the_ledger_are_taken_and_what_cannot_be_had_is_a_sentence(trial, monkeypatch, capsys):
@@ -250,7 +259,7 @@ def test_rows_of_the_ledger_are_taken_and_what_cannot_be_had_is_a_sentence(trial
     assert "has no GPTQ twin" in own.measure("GPTQ 4-bit").missing
     monkeypatch.setattr(setup, "installed", lambda name: None)
     each = trial.measure("Q8_0")
-    assert "llama.cpp is not here (xllamacpp and gguf missing)" in each.missing and capsys.readouterr().out.count("\n") <= 2
+    assert "llama.cpp is not here (xllamacpp and gguf missing)" in each.missing and capsys.readouterr().out == f"Q8_0 is left out: {each.missing}\n"
 
 
 LOADED = """
@@ -302,13 +311,13 @@ def test_every_cell_has_a_claim_a_source_and_a_day():
     for claim in SUPPORT["claims"]:
         assert claim["format"] in SUPPORT["formats"] and claim["state"] in SIGNS and claim["engine"] and set(claim["hardware"]) <= set(SUPPORT["hardware"])
         assert claim["source"] in SUPPORT["sources"] and {"kernel", "since"} <= set(claim)
-        assert claim["state"] in ("yes", "unknown") or claim.get("note") or claim["state"] == "no", "what is lost?"
+        assert claim["state"] != "limited" or claim.get("note"), "what is lost?"
     keys = [(claim["format"], claim["engine"], hardware) for claim in SUPPORT["claims"] for hardware in claim["hardware"]]
     assert len(keys) == len(set(keys)), "two claims about one thing"
     used = {claim["source"] for claim in SUPPORT["claims"]}
     assert used == set(SUPPORT["sources"]), "sources that no claim needs"
     for source in SUPPORT["sources"].values():
-        assert date(2026, 11, 1) <= date.fromisoformat(source["read"]) <= date.today() or source["read"] <= "2026-12-31"
+        assert date.fromisoformat(source["read"]) >= date(2026, 11, 26) and source["what"]
         assert source["url"].startswith("https://") or (ROOT / source["url"]).is_file()
 
 
