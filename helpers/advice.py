@@ -3,11 +3,13 @@
 The rule that chooses among them stands in the notebook. First used in notebook 15.
 """
 
+import contextlib
 import re
 import textwrap
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from itertools import accumulate
-from math import log2, sqrt
+from math import log2, prod, sqrt
 from statistics import mean, stdev
 
 from helpers import ledger, limits, loading, machine, quality, setup, timing
@@ -20,15 +22,13 @@ from helpers.models.catalogue import FORMATS
 STEPS = {"bf16": 2, "8-bit": 1, "NF4": "nf4", "GPTQ 4-bit": 3}  # name here: what choose.get_step is asked for
 TYPES = ("Q8_0", "Q4_K_M", "Q4_0")  # of llama.cpp
 BLOCKS = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_0": 5.5, "Q4_K": 4.5, "Q4_0": 4.5}  # bits a weight, scales included
-UNITS = {"": 1e9, "gb": 1e9, "gib": 2**30, "mb": 1e6, "mib": 2**20}
-TEXTS = 96  # beginnings of texts after which the next tokens are compared
 
 
 def memory(text):
     """Bytes of a memory in words ("16", "15.6 GB", "8 GiB"; a number alone counts as GB); None for "". Raises EstimateError for anything else."""
     words = str("" if text is None else text).strip().lower()
-    found = re.fullmatch(r"(\d+(?:[.,]\d+)?)\s*([gm]i?b)?", words)
-    size = float(found[1].replace(",", ".")) * UNITS[found[2] or ""] if found else 0
+    found = re.fullmatch(r"(\d+(?:[.,]\d+)?)\s*([gm]i?b|)", words)
+    size = float(found[1].replace(",", ".")) * (1024 if "i" in found[2] else 1000) ** (2 if "m" in found[2] else 3) if found else 0
     if words and not size:
         raise EstimateError(f"The memory is {text!r}: write a number of GB above 0, for example 16 GB, or leave it empty for this machine's.")
     return size or None
@@ -58,28 +58,35 @@ def ask(name="", size="", tier=None):
 
 
 def sizes(step):
-    """Return {format: (bytes of the weights, bytes that one token reads)} of ``step``'s model: the one place where the table's sizes come from."""
+    """Return {format: (bytes of the weights, bytes that one token reads)} of ``step``'s model, in all formats that its layers' sizes allow."""
     shape = step.shape
     found = {name: (shape.weight_bytes(key), shape.read_bytes(key)) for key, name in FORMATS.items() if name in STEPS}
     for bits in (8, 4, 3):
-        packed = replace(shape, bits=bits, group_size=128)
-        found[f"GPTQ {bits}-bit"] = packed.weight_bytes("gptq"), packed.read_bytes("gptq")
+        packed = copy(shape)
+        packed.bits, packed.group_size = bits, 128
+        with contextlib.suppress(CheckpointError):
+            found[f"GPTQ {bits}-bit"] = packed.weight_bytes("gptq"), packed.read_bytes("gptq")
     return found | {type: gguf_bytes(shape, type) for type in TYPES}
 
 
 def gguf_bytes(shape, type):
-    """(bytes of all tensors, bytes that one token reads) of a GGUF file of ``type`` (a key of llamacpp.TYPES), by llama.cpp's rule for Llamas."""
+    """(bytes of all tensors, bytes that one token reads) of a GGUF file of ``type`` (a key of llamacpp.TYPES), by llama.cpp's rule for Llamas.
 
-    def size(kind, inputs, outputs):
-        kind = llamacpp.FALLBACK.get(kind, kind) if inputs % 256 else kind
-        return int(inputs * outputs * BLOCKS[kind] / 8)
-
-    (usual, head, special), layers, hidden = llamacpp.TYPES[type], shape.num_hidden_layers, shape.hidden_size
-    read = size(head, hidden, shape.vocab_size) + 4 * (hidden * (2 * layers + 1) + layers * shape.biases)
-    for layer in range(layers):
-        better = (2, 6) if llamacpp.more_bits(layer, layers) else ()  # v and down
-        read += sum(size(special if number in better else usual, *sides) for number, sides in enumerate(shape.linears()))
-    return read + (0 if shape.tied else size(usual, hidden, shape.vocab_size)), read
+    shape: see models.sizes. Of other architectures, whose tensors have other names, it is an estimate.
+    """
+    (usual, head, special), found = llamacpp.TYPES[type], [0, 0]
+    for name, tensor in shape.tensors.items():
+        block, kind = re.search(r"\.(\d+)\.", name), usual
+        if len(tensor.shape) == 1:
+            kind = "F32"
+        elif name.endswith("lm_head.weight") or tensor.share and tensor.shape[0] == shape.vocab_size:  # a tied table is the head
+            kind = head
+        elif block and re.search("v_proj|down_proj", name) and llamacpp.more_bits(int(block[1]), shape.num_hidden_layers):
+            kind = special
+        kind = llamacpp.FALLBACK.get(kind, kind) if tensor.shape[-1] % 256 else kind
+        size = prod(tensor.shape) * BLOCKS[kind] / 8
+        found = [found[0] + size, found[1] + size * float(tensor.share)]
+    return int(found[0]), int(found[1])
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,13 @@ class Outlook:
 def outlook(step, here, context, size=None):
     """Return {format: Outlook} of ``step``'s model on the machine ``here`` (of limits.machines, or limits.this_machine), the largest first.
 
-    context: tokens in the KV cache. size: bytes of the memory, by default the machine's. On this machine, a model that fits into the cache is held
+    context: tokens in the KV cache. size: bytes of the memory, by default the machine's. On this machine, what fits into the processor's cache is held
     against the cache's speed. Raises EstimateError for a context that makes no sense.
     """
     if type(context) is not int or context < 1:
         raise EstimateError(f"The context is {context!r}: give a whole number of tokens, 1 or more.")
     shape, speeds, found = step.shape, {}, {}
-    cache, gpu = context * shape.kv_bytes_per_token, here.get("device", here.get("capability") and "cuda") not in (None, "cpu")
+    cache, gpu = shape.kv_bytes(context), here.get("device", here.get("capability") and "cuda") not in (None, "cpu")
     for name, (weights, reads) in sorted(sizes(step).items(), key=lambda item: -item[1][0]):
         near = 2 ** round(log2(reads))  # sizes that are alike are measured once
         if near not in speeds:
@@ -118,10 +125,7 @@ def outlook(step, here, context, size=None):
 
 @dataclass
 class Evidence:
-    """What was measured of a candidate. rows: all of the ledger's on this device. kl: nats, one a text, against bf16. place: its checkpoint or file.
-
-    missing: why there is nothing, in a sentence.
-    """
+    """What was measured of a candidate. rows: the ledger's, of this device. kl: nats, one a text, against bf16. missing: why there is nothing, in a sentence."""
 
     look: Outlook
     rows: list = field(default_factory=list)
@@ -141,14 +145,14 @@ class Evidence:
 
 
 class Trial:
-    """Measures candidates of ``step``'s model: time a token, from the ledger where it is there, and the next token after ``texts`` beginnings, against bf16's.
+    """Measures candidates of ``step``'s model: time a token, from the ledger where it is there, and the next token after ``texts`` beginnings of texts.
 
-    looks: of ``outlook``. gptq: the GPTQ twin of a model of the reader's own. bf16 comes first: the others are compared with it.
+    looks: of ``outlook``. gptq: the GPTQ twin of a model of the reader's own. bf16 comes first: the others' next tokens are compared with its.
     """
 
-    def __init__(self, step, looks, gptq="", texts=TEXTS):
-        self.step, self.looks, self.gptq, self.texts = step, looks, gptq, texts
-        self.prompts, self.yardstick = [], None
+    def __init__(self, step, looks, gptq="", texts=None):
+        self.step, self.looks, self.gptq, self.prompts, self.yardstick = step, looks, gptq, [], None
+        self.texts = texts or (96 if step.tier == "embedded" else 24)  # of a large model on a processor, each takes seconds
 
     def measure(self, name):
         """Return the Evidence of the format ``name``; one that cannot be had has a sentence instead, which is printed."""
@@ -170,13 +174,9 @@ class Trial:
         checkpoint = (self.gptq if gptq else self.step.checkpoint) if own else twin
         return choose.get_step(STEPS[name], None if checkpoint else self.step.tier, checkpoint=checkpoint)
 
-    def _rows(self, step, title, engine, device):
-        history = timed.history(ledger.read(engine=None), step)
-        return [row for key, rows in history.items() if key == (engine, title, device) for row in rows]
-
     def _transformers(self, name, found):
         step = self._step(name)
-        found.place, found.rows = step.checkpoint, self._rows(step, step.title, None, machine.device_name())
+        found.place, found.rows = step.checkpoint, timed.history(ledger.read(), step).get((None, step.title, machine.device_name()), [])
         model, tokenizer = loading.load(step)
         try:
             if not found.rows:
@@ -196,8 +196,10 @@ class Trial:
     def _llamacpp(self, type, found):
         if missing := [name for name in llamacpp.PACKAGES if not setup.installed(name)]:
             raise PackagesError(f"llama.cpp is not here ({' and '.join(missing)} missing): run setup.add('llamacpp') where there is a network.")
-        file, title = llamacpp.file(self.step, type), f"{self.step.title.split()[0]} {type} (llama.cpp)"
-        found.place, found.rows = str(file), self._rows(self.step, title, "llama.cpp", machine.device_name("cpu"))
+        title, file = f"{self.step.title.split()[0]} {type} (llama.cpp)", setup.results_dir() / "gguf" / f"{self.step.place.rpartition('/')[2]}-{type}.gguf"
+        file = llamacpp.write(choose.bring(self.step), type, file) if self.step.tier == "own" else llamacpp.file(self.step, type)
+        key, found.place = ("llama.cpp", title, machine.device_name("cpu")), str(file)
+        found.rows = timed.history(ledger.read(engine="llama.cpp"), self.step).get(key, [])
         if not found.rows:
             weights, reads = llamacpp.sizes(file)
             result, more = timed.apart("helpers.engines.llamacpp.work", {"path": str(file), "threads": choose.threads(self.step.shape)}, weights)
@@ -238,8 +240,8 @@ def drawn(card):
             width, indent = {"head": 74, "text": 128, "code": 120}[kind], {"text": "   " * line.startswith("-"), "code": "    "}.get(kind, "")
             lines += [(kind, part) for part in textwrap.wrap(line.lstrip("# ") if kind == "head" else line, width, subsequent_indent=indent)]
     looks = {"head": (0.36, 12, "sans-serif"), "text": (0.21, 9, "sans-serif"), "table": (0.2, 7.5, "monospace"), "code": (0.19, 8, "monospace")}  # inch, pt
-    height = place = 0.4 + sum(looks[kind][0] for kind, _ in lines)
-    figure = Figure(figsize=(9, height))
+    figure = Figure(figsize=(9, 0.4 + sum(looks[kind][0] for kind, _ in lines)))
+    height = place = figure.get_figheight()
     for kind, line in lines:
         step, size, family = looks[kind]
         place -= step

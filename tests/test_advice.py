@@ -8,7 +8,6 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -21,7 +20,7 @@ from support.mocked_cuda import mock
 
 from helpers import ROOT, advice, kernels, ledger, limits, plots, setup, timing
 from helpers.models import catalogue, choose
-from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, Shape
+from helpers.models.catalogue import CHECKPOINTS
 
 SUPPORT = json.loads((ROOT / "data" / "support.json").read_text(encoding="utf-8"))
 SIGNS = {"yes": "✓", "limited": "△", "no": "✗", "unknown": "?"}
@@ -76,6 +75,25 @@ def test_a_name_on_the_hub_costs_its_config_alone_and_no_network_one_sentence(tm
     assert "cannot be resolved (DNS)" in said and json.loads(found)[0] == "embedded" and "Traceback" not in done.stderr
 
 
+LLAMA = {"model_type": "llama", "vocab_size": 32000, "tie_word_embeddings": False, "architectures": ["LlamaForCausalLM"]}
+SHAPES = {  # of the models' own config.json
+    "7B": LLAMA | {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
+    "13B": LLAMA | {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 40},
+}
+
+
+@pytest.fixture(scope="module")
+def of_size(tmp_path_factory):
+    """A function: a step of the model "7B" or "13B", as far as its config.json goes, or of one whose config.json differs in ``more``."""
+
+    def make(name, **more):
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "config.json").write_text(json.dumps(SHAPES[name] | more))
+        return choose.get_step(2, checkpoint=folder)
+
+    return make
+
+
 def published():
     """{(model, format): bytes} that others publish: of the checkpoints as in notebook 07, and the sizes of GGUF files on the Hub (with their heads)."""
     return {
@@ -85,8 +103,8 @@ def published():
 
 
 @pytest.mark.parametrize("model, format", list(published()))
-def test_sizes_are_the_published_ones(model, format):
-    found = advice.sizes(SimpleNamespace(shape=LLAMA_2[model]))[format][0]
+def test_sizes_are_the_published_ones(of_size, model, format):
+    found = advice.sizes(of_size(model))[format][0]
     assert found == pytest.approx(published()[model, format], rel=1e-3)
 
 
@@ -96,7 +114,16 @@ def test_sizes_of_gguf_files_are_those_of_files_that_are_written(name, tmp_path)
 
     for type in advice.TYPES:
         file = llamacpp.write(CHECKPOINTS / name, type, tmp_path / f"{name}-{type}.gguf")
-        assert advice.gguf_bytes(Shape.from_config(CHECKPOINTS / name), type) == llamacpp.sizes(file)
+        assert advice.gguf_bytes(choose.get_step(2, checkpoint=CHECKPOINTS / name).shape, type) == llamacpp.sizes(file)
+
+
+def test_sizes_of_shared_keys_a_tied_table_and_odd_layers(of_size):
+    """Against plain arithmetic: 8 heads for keys and values in place of 32, one table for embedding and head; and layers that GPTQ cannot pack."""
+    shared = advice.sizes(of_size("7B", num_key_value_heads=8, tie_word_embeddings=True))
+    linear, table, norms = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 11008), 32000 * 4096, 65 * 4096
+    assert shared["bf16"] == (2 * (linear + table + norms), 2 * (linear + table + norms))  # the tied table is read as the head
+    assert shared["Q4_0"][0] == linear * 4.5 / 8 + table * 6.5625 / 8 + 4 * norms == shared["Q4_0"][1]
+    assert "GPTQ 4-bit" in shared and not any(name.startswith("GPTQ") for name in advice.sizes(of_size("7B", intermediate_size=11009)))
 
 
 def test_bits_of_ggmls_types():
@@ -107,12 +134,12 @@ def test_bits_of_ggmls_types():
         assert bits == 8 * size / count
 
 
-def test_outlook_of_llama_2_on_a_t4():
+def test_outlook_of_llama_2_on_a_t4(of_size):
     """By hand: bytes that are read, less the embedding table, and 524,288 bytes of cache a token, at 320 GB/s."""
-    t4, step = limits.machines()["NVIDIA T4 (free Colab, Kaggle)"], SimpleNamespace(shape=LLAMA_2["7B"])
+    t4, step = limits.machines()["NVIDIA T4 (free Colab, Kaggle)"], of_size("7B")
     looks = advice.outlook(step, t4, 1000)
     assert looks["bf16"].floor == pytest.approx((13_476_831_232 - 2 * 32000 * 4096 + 1000 * 524_288) / 320e9)
-    assert looks["GPTQ 4-bit"].needed == 3_893_862_400 + 1000 * 524_288 + 0.8e9 + LLAMA_2["7B"].exllama_bytes
+    assert looks["GPTQ 4-bit"].needed == 3_893_862_400 + 1000 * 524_288 + 0.8e9 + catalogue.LLAMA_2["7B"].exllama_bytes
     assert looks["bf16"].fits == choose.TIGHT and looks["GPTQ 4-bit"].fits == choose.FITS
     assert advice.outlook(step, t4, 1000, 8e9)["bf16"].fits == choose.TOO_LARGE
     weights = [look.weights for look in looks.values()]
@@ -193,11 +220,11 @@ def test_quality_is_compared_text_by_text():
     assert found["chosen"].look.name == "A" and not found["level"]
 
 
-def test_shortlist():
-    looks = advice.outlook(SimpleNamespace(shape=LLAMA_2["7B"]), HERE, 200)
-    assert BOOK["shortlist"](looks) == ["bf16", "GPTQ 4-bit", "Q4_K_M"] or looks["bf16"].fits == choose.TOO_LARGE
-    assert BOOK["shortlist"](looks, twin=False)[-2:] == ["NF4", "Q4_K_M"]
-    assert BOOK["shortlist"](advice.outlook(SimpleNamespace(shape=LLAMA_2["7B"]), HERE, 200, 6e9)) == ["GPTQ 4-bit", "Q4_K_M"]
+def test_shortlist(of_size):
+    step = of_size("7B")
+    assert BOOK["shortlist"](advice.outlook(step, HERE, 200)) == ["bf16", "GPTQ 4-bit", "Q4_K_M"]
+    assert BOOK["shortlist"](advice.outlook(step, HERE, 200), twin=False) == ["bf16", "NF4", "Q4_K_M"]
+    assert BOOK["shortlist"](advice.outlook(step, HERE, 200, 6e9)) == ["GPTQ 4-bit", "Q4_K_M"]  # bf16 does not fit
 
 
 @pytest.fixture(scope="module")
@@ -257,28 +284,39 @@ def test_rows_of_the_ledger_are_taken_and_what_cannot_be_had_is_a_sentence(trial
         assert capsys.readouterr().out == f"{name} is left out: {each.missing}\n"
     own = advice.Trial(choose.get_step(2, checkpoint=CHECKPOINTS / "small"), trial.looks)
     assert "has no GPTQ twin" in own.measure("GPTQ 4-bit").missing
+    capsys.readouterr()
     monkeypatch.setattr(setup, "installed", lambda name: None)
     each = trial.measure("Q8_0")
     assert "llama.cpp is not here (xllamacpp and gguf missing)" in each.missing and capsys.readouterr().out == f"Q8_0 is left out: {each.missing}\n"
 
 
 LOADED = """
-import sys, torch
-exec(sys.argv[1])
-print(type(model.model.layers[0].self_attn.q_proj).__name__)
+import json, sys
+for code in json.loads(sys.argv[1]):
+    exec(code)
+    print("class", type(model.model.layers[0].self_attn.q_proj).__name__)
 """
 
 
-@pytest.mark.parametrize("name, layer", [("bf16", "Linear"), ("8-bit", "Linear8bitLt"), ("NF4", "Linear4bit"), ("GPTQ 4-bit", "TorchAtenLinear")])
-def test_the_commands_for_transformers_load_what_they_say(name, layer):
-    step = choose.get_step(2)
-    each = advice.Evidence(advice.Outlook(name, "transformers", 1, 1, 1, "", 1), place=str(CHECKPOINTS / ("small-gptq" if "GPTQ" in name else "small")))
-    found = functions("15", advice=advice, os=os, setup=setup, step=step, GGUF={"bf16": "BF16", "8-bit": "Q8_0"})["commands"](each, 200)
-    assert set(found) == {"transformers", "llama.cpp", "vLLM"}
-    assert "data/checkpoints/small" in found["transformers"] and "--max-model-len 200" in found["vLLM"]
-    assert re.search(r"llama-server -m small-(BF16|Q8_0|Q4_K_M)\.gguf -c 200", found["llama.cpp"])
-    done = subprocess.run([sys.executable, "-c", LOADED, found["transformers"]], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == [layer], done.stderr[-1500:]
+def test_the_commands_for_transformers_load_what_they_say(tmp_path):
+    """As they stand on the card, in a process of its own, in the course's folder."""
+    from helpers.engines import llamacpp
+
+    step, codes = choose.get_step(2), []
+    commands = functions("15", advice=advice, os=os, setup=setup, step=step, GGUF={"bf16": "BF16", "8-bit": "Q8_0"})["commands"]
+    file = llamacpp.write(CHECKPOINTS / "small", "Q8_0", tmp_path / "small-Q8_0.gguf")
+    places = {"bf16": "small", "8-bit": "small", "NF4": "small", "GPTQ 4-bit": "small-gptq", "Q8_0": str(file)}
+    for name, place in places.items():
+        look = advice.Outlook(name, "llama.cpp" if name in advice.TYPES else "transformers", 1, 1, 1, "", 1)
+        found = commands(advice.Evidence(look, place=str(CHECKPOINTS / place)), 200)
+        codes.append(found["transformers"])
+        assert set(found) == {"transformers", "llama.cpp", "vLLM"} and "--max-model-len 200" in found["vLLM"]
+        assert str(file) in found["vLLM"] if name == "Q8_0" else "data/checkpoints/small" in found["vLLM"]
+        assert re.search(r"llama-server -m \S*small-(BF16|Q8_0|Q4_K_M)\.gguf -c 200", found["llama.cpp"])
+    done = subprocess.run([sys.executable, "-c", LOADED, json.dumps(codes)], cwd=ROOT, capture_output=True, text=True)
+    layers = re.findall(r"^class (\w+)$", done.stdout, flags=re.M)
+    assert layers[:3] == ["Linear", "Linear8bitLt", "Linear4bit"] and len(layers) == 5, done.stderr[-1500:]
+    assert layers[3].startswith("Torch")  # one of gptqmodel's kernels for processors
 
 
 def test_the_card(trial):
