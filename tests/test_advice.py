@@ -197,7 +197,7 @@ def test_what_is_out_and_why():
 
 def test_noise_does_not_decide_and_is_said():
     """B is 4 % slower in calm rows (counts as none), then 30 % slower where repeats differ by more: both times the bytes decide."""
-    for slower, spread, said in ((0.0104, 0.0, "about as long (1.04 times as long)"), (0.013, 0.8, "too noisy to tell (1.30 times as long")):
+    for slower, spread, said in ((0.0104, 0.0, "B: about as long (1.04 times as long)"), (0.013, 0.8, "too noisy to tell (1.30 times as long")):
         fast, small = evidence("A", 0.010, weights=2 * 10**9, spread=spread), evidence("B", slower)
         found = decide(fast, small)
         assert found["chosen"] is small and said in found["said"][0] and found["said"][1].startswith("Bytes: B has 1,000.0 MB of weights; A has 2.00 times")
@@ -218,6 +218,9 @@ def test_quality_is_compared_text_by_text():
     a, c = (0.001, 0.011, 0.021, 0.031), (0.003, 0.013, 0.0231, 0.0329)
     found = decide(evidence("A", kl=a), evidence("C", kl=c), wishes=["quality", "bytes", "speed"])
     assert found["chosen"].look.name == "A" and not found["level"]
+    tail = [0.0001 * (n + 1) for n in range(23)] + [0.3]  # one text decides the mean; yet all of them differ from bf16's 0
+    assert BOOK["sure"](tail) and not BOOK["sure"]([each * (-1) ** n for n, each in enumerate(tail)])
+    assert sum(tail) / 24 < 2 * pd.Series(tail).std() / 24**0.5  # by the mean alone it would not be sure
 
 
 def test_shortlist(of_size):
@@ -328,7 +331,7 @@ def test_the_card(trial):
     book["loading"] = book["commands"](choice["chosen"], 200)
     card = book["card"](choice, list(found.values()))
     name = choice["chosen"].look.name
-    assert card.startswith(f"# small: {name} with {choice['chosen'].look.engine}\n") and "embedded stand-ins (not Llama-2)" in card
+    assert card.startswith(f"# Which format? small: {name} with {choice['chosen'].look.engine}\n") and "embedded stand-ins (not Llama-2)" in card
     for each in found.values():
         assert re.search(rf"^\| {each.look.name} \|.*\b{timing.seconds(each.tpot)} ", card, flags=re.M)
     assert found["bf16"].rows[0]["device"] in card and found["bf16"].rows[0]["date"][:10] in card
