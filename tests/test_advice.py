@@ -149,15 +149,15 @@ def test_outlook_of_llama_2_on_a_t4(of_size):
             advice.outlook(step, t4, context)
 
 
-def row(tpot, spread=0.0, title="x"):
+def row(tpot, spread=0.0, title="x", weights=10**9):
     """A row of the ledger whose five warm calls take ``tpot`` a token, apart by ``spread`` (a share)."""
     calls = [{"user": 0, "sys": 0, "wall": 15 * tpot * (1 + spread * (n - 2) / 2), "ttft": tpot, "new_tokens": 15, "others": 0.0} for n in range(5)]
-    return {"title": title, "tpot_s": tpot, "warm": calls, "warm_wall_s": 15 * tpot, "others_cores": 0.0, "threads": 1, "cores": 2}
+    return {"title": title, "tpot_s": tpot, "warm": calls, "warm_wall_s": 15 * tpot, "weight_bytes": weights, "others_cores": 0.0, "threads": 1, "cores": 2}
 
 
 def evidence(name, tpot=0.01, kl=(0.01, 0.012, 0.008, 0.01), weights=10**9, engine="transformers", needed=1e9, spread=0.0, missing=""):
     look = advice.Outlook(name, engine, weights, weights, needed, choose.FITS, 0.001)
-    return advice.Evidence(look, [] if missing else [row(tpot, spread, name)], list(kl), name, missing)
+    return advice.Evidence(look, [] if missing else [row(tpot, spread, name, weights)], list(kl), name, missing)
 
 
 ROOM = {"transformers": 16e9, "llama.cpp": 16e9}
@@ -336,6 +336,7 @@ def test_the_card(trial):
         assert re.search(rf"^\| {each.look.name} \|.*\b{timing.seconds(each.tpot)} ", card, flags=re.M)
     assert found["bf16"].rows[0]["device"] in card and found["bf16"].rows[0]["date"][:10] in card
     assert all(f"## {engine}" in card for engine in ("transformers", "llama.cpp", "vLLM")) and "vllm serve" in card and "llama-server" in card
+    assert "GPTQ 4-bit: Torch" in card and "Q4_K_M: llama.cpp" in card  # what multiplied
     figure = advice.drawn(card)
     drawn = " ".join(text.get_text() for text in figure.texts)
     assert name in drawn and "vllm serve" in drawn and "|" not in drawn and "```" not in drawn
