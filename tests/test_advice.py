@@ -18,7 +18,8 @@ from support.book import functions
 from support.hub import Hub
 from support.mocked_cuda import mock
 
-from helpers import ROOT, advice, kernels, ledger, limits, plots, setup, timing
+from helpers import ROOT, kernels, ledger, limits, plots, setup, timing
+from helpers.engines import advice, llamacpp
 from helpers.models import catalogue, choose
 from helpers.models.catalogue import CHECKPOINTS
 
@@ -63,7 +64,7 @@ def test_a_model_that_is_not_there_or_quantised_already(capsys):
 
 
 def test_a_name_on_the_hub_costs_its_config_alone_and_no_network_one_sentence(tmp_path):
-    program = "import json, sys; from helpers import advice\nstep, _ = advice.ask(*sys.argv[1:]); print(json.dumps([step.tier, advice.sizes(step)['bf16'][0]]))"
+    program = "import json, sys; from helpers.engines import advice\nstep, _ = advice.ask(*sys.argv[1:]); print(json.dumps([step.tier, advice.sizes(step)['bf16'][0]]))"
     with Hub(test_hub.ARTICLE) as hub:
         assert test_hub.run(program, hub.url, tmp_path, test_hub.META) == ["own", 8_393_216]
         assert not hub.fetched("model.safetensors")
@@ -110,8 +111,6 @@ def test_sizes_are_the_published_ones(of_size, model, format):
 
 @pytest.mark.parametrize("name", ["small", "large"])
 def test_sizes_of_gguf_files_are_those_of_files_that_are_written(name, tmp_path):
-    from helpers.engines import llamacpp
-
     for type in advice.TYPES:
         file = llamacpp.write(CHECKPOINTS / name, type, tmp_path / f"{name}-{type}.gguf")
         assert advice.gguf_bytes(choose.get_step(2, checkpoint=CHECKPOINTS / name).shape, type) == llamacpp.sizes(file)
@@ -303,8 +302,6 @@ for code in json.loads(sys.argv[1]):
 
 def test_the_commands_for_transformers_load_what_they_say(tmp_path):
     """As they stand on the card, in a process of its own, in the course's folder."""
-    from helpers.engines import llamacpp
-
     step, codes = choose.get_step(2), []
     commands = functions("15", advice=advice, os=os, setup=setup, step=step, GGUF={"bf16": "BF16", "8-bit": "Q8_0"})["commands"]
     file = llamacpp.write(CHECKPOINTS / "small", "Q8_0", tmp_path / "small-Q8_0.gguf")
