@@ -109,6 +109,7 @@ the 7B model of the article and `large` for the 13B model, on machines that have
 | `article.json` | the figures of the article that the course follows |
 | `hardware.json` | memory and bandwidth of some machines, with their sources |
 | `published_speed.json`, `published_quality.json` | speeds and perplexities that others published, with their sources |
+| `support.json` | which format runs on which hardware, by which kernel, with the source of each cell |
 | `recorded/` | [recorded runs](recorded/README.md) |
 
 {shapes}

@@ -109,6 +109,11 @@ def _rule(type):
     return TYPES[type]
 
 
+def more_bits(layer, layers):
+    """Whether attn_v and ffn_down of block ``layer`` get more bits in a mixture (llama.cpp's use_more_bits)."""
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
 def _plan(checkpoint, type):
     """[(name in the checkpoint, name in GGUF, ggml type, shape, bytes)] of all tensors, in the order of the file."""
     import gguf
@@ -118,9 +123,8 @@ def _plan(checkpoint, type):
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     wanted = [("model.embed_tokens", (shape.vocab_size, shape.hidden_size), usual), ("lm_head", (shape.vocab_size, shape.hidden_size), head)]
     for n in range(layers):
-        more = n < layers // 8 or n >= 7 * layers // 8 or (n - layers // 8) % 3 == 2  # the rule's use_more_bits
         for linear, (inputs, outputs) in zip(LINEARS, shape.linears()):
-            better = more and linear.endswith(("v_proj", "down_proj"))
+            better = more_bits(n, layers) and linear.endswith(("v_proj", "down_proj"))
             wanted.append((f"model.layers.{n}.{linear}", (outputs, inputs), special if better else usual))
         wanted += [(f"model.layers.{n}.{norm}", (shape.hidden_size,), "F32") for norm in files.NORMS]
     wanted.append(("model.norm", (shape.hidden_size,), "F32"))
