@@ -19,10 +19,10 @@ WIDTHS = (400, 1400)
 PAGE = "notebooks/98_made_for_this_test.ipynb"
 CELLS = [
     "# 98 · Made for this test\n\nTTFT, then TTFT again; `prefill` in code, a prefill in prose. Go to [00](00_start_here.ipynb) or [the licence](../LICENSE).",
-    f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import plots\nimport ipywidgets, os, pandas as pd, time\nfrom tqdm.auto import tqdm\nimport tqdm.notebook",
+    f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import plots\nimport ipywidgets, os, pandas as pd, time\nfrom tqdm import notebook, tqdm",
     "figure, axes = plots.figure('A chart', 'x', 'y')\naxes.plot([1, 2])\nplots.show(figure, 'It rises from 1 to 2.')",
     "for _ in tqdm(range(5), desc='on a terminal'):\n    time.sleep(0.02)",
-    "for _ in __import__('tqdm').notebook.tqdm(range(4), desc='in a widget'):\n    pass",
+    "for _ in notebook.tqdm(range(4), desc='in a widget'):\n    pass",
     "model = ipywidgets.Dropdown(description='model', options=[('Llama', 1), ('another', 2)])\n"
     "ipywidgets.VBox([model, ipywidgets.IntText(description='context', value=512), ipywidgets.HTML('<pre>the answer</pre>')])",
     "display(pd.DataFrame([[10**6] * 40], columns=[f'column {n}' for n in range(40)]))\nprint('x' * 400)",
@@ -78,7 +78,7 @@ def test_outputs_read_well(site):
     made = page(site, "notebooks/98_made_for_this_test.html").find("article")
     text = made.get_text("\n")
     assert [tag["alt"] for tag in made.find_all("img")] == ["It rises from 1 to 2."]
-    assert "on a terminal: 5/5 in 00:00" in text and "in a widget: 4/4 in 00:00" in text and "█" not in text and "VBox" not in text
+    assert "on a terminal: 5/5 in 00:00" in text and "in a widget: 4/4 in 00:00" in text and "█" not in text and "VBox(children" not in text
     assert [[cell.text for cell in row.find_all(["th", "td"])] for row in made.select("table")[0].find_all("tr")] == [["model", "Llama"], ["context", "512"]]
     assert "the answer" in text and str(ROOT) not in str(made) and "./helpers/plots.py" in text
     marked = made.select("div.cell.tag_recorded")
@@ -195,9 +195,9 @@ def browser():
 
 
 # What sticks out of the page, and out of no box that scrolls; the site's own menus may wait outside.
-WIDE = """() => [...document.querySelectorAll("main *")].filter(tag => {
+WIDE = """() => [...document.querySelectorAll("article *")].filter(tag => {
     if (tag.getBoundingClientRect().right <= innerWidth + 1 || !tag.getClientRects().length) return false
-    for (let box = tag.parentElement; box && box.tagName != "MAIN"; box = box.parentElement) {
+    for (let box = tag.parentElement; box && box.tagName != "ARTICLE"; box = box.parentElement) {
         const style = getComputedStyle(box)
         if (["auto", "scroll", "hidden", "clip"].includes(style.overflowX) && box.getBoundingClientRect().right <= innerWidth + 1) return false
         if (style.position == "fixed") return false
@@ -229,9 +229,9 @@ def test_what_is_wider_is_named(tmp_path, browser, width):
     for name, style in {"wide": "width: 2000px", "cut": "width: 2000px; white-space: nowrap", "good": "width: 90%"}.items():
         holder = "overflow: hidden; width: 3000px" if name == "cut" else "overflow-x: visible"
         (tmp_path / f"{name}.html").write_text(
-            f'<html><body style="margin: 0"><main style="overflow: hidden"><div style="{holder}"><p style="{style}">x</p></div></main></body></html>'
+            f'<html><body style="margin: 0"><article style="overflow: hidden"><div style="{holder}"><p style="{style}">x</p></div></article></body></html>'
         )
-    (tmp_path / "box.html").write_text('<html><body><main><div style="overflow-x: auto"><p style="width: 2000px">x</p></div></main></body></html>')
+    (tmp_path / "box.html").write_text('<html><body><article><div style="overflow-x: auto"><p style="width: 2000px">x</p></div></article></body></html>')
     assert set(wide(browser, width, sorted(tmp_path.glob("*.html")))) == {"wide.html", "cut.html"}
 
 

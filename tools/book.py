@@ -37,15 +37,16 @@ PAGES = (
 HOME = "docs/index.md"  # the site's first page; README.md says the same to those who have the files
 CHAPTERS = {  # of the table of contents, below the notebooks; a page that stands in none of these is one of the last
     "Use it": ("running", "windows", "platforms", "models", "variables", "gpu", "troubleshooting", "benchmark", "versions"),
-    "Look it up": ("glossary", "bibliography", "recorded-runs", "data/recorded/README", "data/README", "data/model_card"),
+    "Look it up": ("glossary", "bibliography", "recorded-runs", "data/recorded/README", "data/README"),
     "Teach it, join in": (),
 }
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")  # of Markdown; its text may hold one picture
 PREPARE = "setup.prepare()"  # stands in the set-up cell of every notebook
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-BAR = re.compile(r"^(.*?):? +\d+%\|(?:[^|]*\|)? *(\S+/\S+) \[([\d:]+)")  # what tqdm writes, with its bar or without
+BAR = re.compile(r"^(.*?):?\s+\d+%\|(?:[^|]*\|)?\s*(\S+/\S+)\s\[([\d:]+)")  # what tqdm writes; as a widget without the bar, and with other spaces
 CLOCK = re.compile(r"^(.*): ()((?:\d+:)?\d\d:\d\d)$")  # what a wait writes
+UNIT = re.compile(r"(?<=\d) (?=(?:[mµn]?s|[kMGT]?B|GB/s)\b|%)")  # the space between a number and its unit
 RECORDED = re.compile(r"\brecorded(?: on| at| \(|:)", re.IGNORECASE)  # as the notebooks say it of figures that are not the reader's
 
 
@@ -102,7 +103,8 @@ def readable(notebook):
                 kept += [{"output_type": "display_data", "metadata": {}, "data": {"text/html": shown}}] if shown else []
             else:
                 if "text/html" in data:
-                    data["text/html"] = re.sub(r"<style scoped>.*?</style>", "", "".join(data["text/html"]), flags=re.S)
+                    table = re.sub(r"<style scoped>.*?</style>", "", "".join(data["text/html"]), flags=re.S)
+                    data["text/html"] = UNIT.sub("&nbsp;", table)
                 kept.append(output)
         if text := progress("".join(lines)):
             kept.insert(0, {"output_type": "stream", "name": "stderr", "text": text})
@@ -214,7 +216,7 @@ def dressed(notebook, page, when):
     address = " · ".join(f"[{words}]({url.format(repository=badges.REPOSITORY, branch=badges.BRANCH, name=name)})" for words, url in ways.items())
     told = f"Executed on {day(when)}." if when else "Not executed: this page has no outputs."
     first["source"] = f"{heading}\n\n{told}{f' {address}' if badges.REPOSITORY != badges.UNSET and 'exercises' not in page else ''}\n\n{rest.strip()}"
-    notebook["metadata"] = {"kernelspec": badges.METADATA["kernelspec"], "language_info": {"name": "python"}}
+    notebook["metadata"] = {"kernelspec": badges.METADATA["kernelspec"], "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
     setup_cell = next((cell for cell in notebook["cells"] if PREPARE in "".join(cell["source"])), None)
     for cell in notebook["cells"]:
         tags = cell["metadata"].setdefault("tags", [])
