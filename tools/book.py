@@ -139,7 +139,7 @@ def controls(name, models):
     if name not in models:  # it was taken away again
         return "", ""
     rows = list(_shown(models[name], models))
-    plain = "|".join(html.unescape(re.sub("<[^>]*>", "", value)) for _, value in rows)
+    plain = "|".join(html.unescape(re.sub("<[^>]*>", "", value)) for _, value in rows).replace("\u2007", " ")  # tqdm's widgets have a space of their own
     if BAR.match(plain):  # a bar's words stand before and behind it
         return plain, ""
     table = "".join(f"<tr><th>{html.escape(label)}</th><td>{value}</td></tr>" for label, value in rows if label)
