@@ -20,12 +20,12 @@ def sentences(markdown):
     """The sentences of a cell, in plain words. Headings, list items and cells of tables are sentences of their own."""
     text = LINK.sub(r"\1", NOT_PROSE.sub(lambda found: "CODE" if found[0].startswith("`") and not found[0].startswith("```") else "\n\n", markdown))
     text = re.sub(r"^\s*(?:#+|[-*]|\d+\.)\s+", "\n\n", text, flags=re.M).replace("|", "\n\n")
-    blocks = (re.sub(r"[*_]", "", " ".join(block.split())) for block in re.split(r"\n\s*\n", text))
+    blocks = (" ".join(block.replace("*", "").split()) for block in re.split(r"\n\s*\n", text))
     return [one.strip() for block in blocks for one in re.split(r"(?<=[.!?])[\")]?\s+(?=[A-Z\"(])", block) if words(one)]
 
 
 def words(sentence):
-    return re.findall(r"[A-Za-z][A-Za-z'’-]*", sentence.replace("CODE", ""))
+    return re.findall(r"[A-Za-z]+(?:['’-][A-Za-z]+)*", sentence.replace("CODE", ""))
 
 
 def known():
@@ -43,8 +43,9 @@ def report(path, rarity, explained):
     whole = [(number, one, length) for (number, one), length in zip(found, lengths) if length > 3]  # not headings and cells of one word
     long = sorted((one for one in whole if one[2] > LONG), key=lambda one: -one[2])
     mean = sum(length for *_, length in whole) / max(len(whole), 1)
-    rare = Counter(w.lower().removesuffix("'s") for _, one in found for w in words(one) if not re.search(r"[A-Z]", w[1:]))
-    rare = {w: n for w, n in rare.items() if len(w) > 3 and w not in explained and rarity(w) < RARE}
+    said = Counter(re.sub(r"['’]s$", "", word) for _, one in found for word in words(one))
+    said = {word: n for word, n in said.items() if word.islower() and len(word) > 3}  # a name has a capital
+    rare = {word: n for word, n in said.items() if not {word, word.removesuffix("s")} & explained and rarity(word) < RARE}
     lines = [
         f"{path.stem}: {sum(lengths):,} words; a sentence has {mean:.1f} words on average, the longest {max(lengths, default=0)}; {len(long)} have more than {LONG}"
     ]
