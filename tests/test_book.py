@@ -18,6 +18,8 @@ from bs4 import BeautifulSoup
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTHS = (400, 1400)
 PAGE = "notebooks/98_made_for_this_test.ipynb"
+EXERCISE = "notebooks/exercises/98_made_for_this_test.ipynb"
+FOLDED = "# 98 · Exercises\n\nAn exercise of [98](../98_made_for_this_test.ipynb).\n\n<details>\n<summary>Solution</summary>\n\n```python\nscale = 0.25\n```\n\n</details>"
 CELLS = [
     "# 98 · Made for this test\n\nTTFT, then TTFT again; `prefill` in code, a prefill in prose. Go to [00](00_start_here.ipynb) or [the licence](../LICENSE).",
     f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import plots\nimport ipywidgets, os, pandas as pd, time\nfrom tqdm import notebook, tqdm",
@@ -49,7 +51,8 @@ def site(executed, tmp_path_factory):
     rows = ledger.read(ROOT / "data" / "recorded" / "cpu-2-cores" / "ledger.jsonl")
     (results / "ledger.jsonl").write_text("".join(json.dumps(row | {"date": datetime.now(UTC).isoformat()}) + "\n" for row in rows))
     notebooks = {str(path.relative_to(ROOT)): json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob(book.NOTEBOOKS))}
-    assert book.make(results / "book", results, notebooks | {PAGE: copy.deepcopy(executed)}) == []
+    exercise = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(FOLDED)])
+    assert book.make(results / "book", results, notebooks | {PAGE: copy.deepcopy(executed), EXERCISE: exercise}) == []
     return results / "book"
 
 
@@ -85,6 +88,13 @@ def test_outputs_read_well(site):
     marked = made.select("div.cell.tag_recorded")
     assert len(marked) == 1 and "2026-11-23" in marked[0].text
     assert "the licence" in text and not made.find("a", string="the licence")  # no page, and the course has no address here
+
+
+def test_solutions_are_folded(site):
+    made = page(site, EXERCISE.replace(".ipynb", ".html")).find("article")
+    (fold,) = made.find_all("details")
+    assert not fold.has_attr("open") and fold.summary.text == "Solution" and "scale = 0.25" in fold.text
+    assert made.find("a", href="../98_made_for_this_test.html") and page(site, "index.html").find("a", href=EXERCISE.replace(".ipynb", ".html"))
 
 
 def test_the_first_use_of_a_word_leads_to_the_glossary(site):

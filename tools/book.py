@@ -23,7 +23,7 @@ from helpers.errors import CourseError
 from tools import ROOT, badges, run
 
 NOTEBOOKS = "notebooks/[0-9][0-9]_*.ipynb"
-EXERCISES = "notebooks/exercises/**/*.ipynb"
+EXERCISES = "notebooks/exercises/[0-9][0-9]_*.ipynb"  # learners'; their solutions are folded already
 PAGES = (
     "docs/**/*.md",
     "CONTRIBUTING.md",
@@ -202,20 +202,21 @@ def relinked(text, page, known, copied):
             there = f"https://github.com/{badges.REPOSITORY}/blob/{badges.BRANCH}/{path}"
         return f"{picture}[{words}]({there}{'#' * bool(anchor)}{anchor})"
 
+    text = re.sub(r"^\|.*$", lambda line: UNIT.sub("\N{NO-BREAK SPACE}", line[0]), text, flags=re.M)
     return LINK.sub(link, text)
 
 
 def dressed(notebook, page, when):
-    """``notebook`` as a page of the site: no badges (the site has its own way from page to page), set-up folded, recorded runs and solutions marked."""
+    """``notebook`` as a page of the site: no badges (the site has its own way from page to page), set-up folded, recorded runs marked."""
     first, last = notebook["cells"][0], notebook["cells"][-1]
     for cell in (first, last):
         cell["source"] = re.sub(rf"\s*{badges.START}.*?{badges.END}\s*", "\n\n", "".join(cell["source"]), flags=re.S).strip()
     heading, _, rest = first["source"].partition("\n")
-    name = Path(page).name
+    name, exercises = page.removeprefix("notebooks/"), "/exercises/" in page
     ways = {"Open in Colab": badges.COLAB, "Open in Kaggle": badges.KAGGLE}
     address = " · ".join(f"[{words}]({url.format(repository=badges.REPOSITORY, branch=badges.BRANCH, name=name)})" for words, url in ways.items())
-    told = f"Executed on {day(when)}." if when else "Not executed: this page has no outputs."
-    first["source"] = f"{heading}\n\n{told}{f' {address}' if badges.REPOSITORY != badges.UNSET and 'exercises' not in page else ''}\n\n{rest.strip()}"
+    told = f"Executed on {day(when)}." if when else "Hints and solutions unfold." if exercises else "Not executed: this page has no outputs."
+    first["source"] = f"{heading}\n\n{told}{f' {address}' if badges.REPOSITORY != badges.UNSET else ''}\n\n{rest.strip()}"
     notebook["metadata"] = {"kernelspec": badges.METADATA["kernelspec"], "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
     setup_cell = next((cell for cell in notebook["cells"] if PREPARE in "".join(cell["source"])), None)
     for cell in notebook["cells"]:
@@ -240,7 +241,7 @@ def first_page(text, notebooks, results):
     rows = [
         f"| [{name[13:15]}]({'../' + name}) | {title(book)} |"
         for name, book in notebooks.items()
-        if f"/{Path(name).name})" not in text and "exercises" not in name
+        if f"/{Path(name).name})" not in text and "/exercises/" not in name
     ]
     return text.rstrip() + "".join(f"\n{row}" for row in rows) + "\n"
 
