@@ -7,7 +7,7 @@ from docutils import nodes
 from tools import ROOT, badges
 
 project = "Quantised LLM inference, hands on"
-copyright = "its authors. Text and pictures: CC BY 4.0, code: MIT"
+copyright = "the authors of the course. Text and pictures: CC BY 4.0, code: MIT"
 language = "en_GB"
 html_title = project
 extensions = ["myst_nb"]
@@ -22,6 +22,7 @@ html_static_path = ["_static"]
 html_css_files = ["course.css"]
 html_theme_options = {
     "home_page_in_toc": True,
+    "footer_content_items": ["copyright"],
     "use_fullscreen_button": False,
     "use_download_button": False,
     "pygments_light_style": "a11y-high-contrast-light",

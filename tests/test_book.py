@@ -250,7 +250,17 @@ def test_what_is_wider_is_named(tmp_path, browser):
     }  # fmt: skip
 
 
-def test_dark_is_dark_and_remembered(site, browser):
+def test_search_needs_no_network(site, browser):
+    tab, asked = browser.new_page(), []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto((site / "search.html").as_uri() + "?q=perplexity")
+    tab.wait_for_selector("#search-results li a")
+    found = tab.locator("#search-results li a").all_inner_texts()
+    tab.close()
+    assert "08 · What it costs in quality" in found and all(address.startswith("file:") for address in asked)
+
+
+def test_dark_where_the_reader_has_it_dark(site, browser):
     tab = browser.new_page(viewport={"width": 1400, "height": 900}, color_scheme="dark")
     tab.goto((site / "index.html").as_uri())
     red, green, blue = map(int, tab.evaluate("getComputedStyle(document.body).backgroundColor").removeprefix("rgb(").removesuffix(")").split(","))

@@ -24,16 +24,7 @@ from tools import ROOT, badges, run
 
 NOTEBOOKS = "notebooks/[0-9][0-9]_*.ipynb"
 EXERCISES = "notebooks/exercises/[0-9][0-9]_*.ipynb"  # learners'; their solutions are folded already
-PAGES = (
-    "docs/**/*.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "CODE_OF_CONDUCT.md",
-    "LICENSE-TEXT.md",
-    "data/README.md",
-    "data/recorded/README.md",
-    "data/model_card.md",
-)
+PAGES = ("docs/**/*.md", "CONTRIBUTING.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md", "LICENSE-TEXT.md", "data/README.md", "data/recorded/README.md")
 HOME = "docs/index.md"  # the site's first page; README.md says the same to those who have the files
 CHAPTERS = {  # of the table of contents, below the notebooks; a page that stands in none of these is one of the last
     "Use it": ("running", "windows", "platforms", "models", "variables", "gpu", "troubleshooting", "benchmark", "versions"),
