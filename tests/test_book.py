@@ -50,7 +50,10 @@ def site(executed, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
     rows = ledger.read(ROOT / "data" / "recorded" / "cpu-2-cores" / "ledger.jsonl")
     (results / "ledger.jsonl").write_text("".join(json.dumps(row | {"date": datetime.now(UTC).isoformat()}) + "\n" for row in rows))
-    notebooks = {str(path.relative_to(ROOT)): json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob(book.NOTEBOOKS))}
+    notebooks = {
+        str(path.relative_to(ROOT)): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(ROOT.glob(book.NOTEBOOKS)) + sorted(ROOT.glob(book.EXERCISES))
+    }
     exercise = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(FOLDED)])
     assert book.make(results / "book", results, notebooks | {PAGE: copy.deepcopy(executed), EXERCISE: exercise}) == []
     return results / "book"
@@ -61,12 +64,14 @@ def page(site, name):
 
 
 def test_every_page_is_there(site):
-    for path in [*ROOT.glob("notebooks/[0-9]*.ipynb"), *ROOT.glob("docs/*.md"), ROOT / "CHANGELOG.md"]:
+    for path in [*ROOT.glob("notebooks/[0-9]*.ipynb"), *ROOT.glob("notebooks/exercises/[0-9]*.ipynb"), *ROOT.glob("docs/*.md"), ROOT / "CHANGELOG.md"]:
         name = path.relative_to(ROOT).with_suffix(".html")
         assert (site / name).is_file() or path == ROOT / book.HOME
         assert page(site, "index.html").find("a", href=str(name)) or path == ROOT / book.HOME, f"the first page does not lead to {name}"
     order = [tag["href"] for tag in page(site, "notebooks/01_8bit_7b.html").select(".prev-next-footer a")]
     assert order == ["00_start_here.html", "02_bf16_7b.html"]
+    assert page(site, "notebooks/01_8bit_7b.html").find("article").find("a", href="exercises/01_exercises.html")
+    assert page(site, "notebooks/exercises/01_exercises.html").find("article").find("a", href="../01_8bit_7b.html")
     assert "perplexity" in (site / "searchindex.js").read_text(encoding="utf-8") and (site / "search.html").is_file()
 
 

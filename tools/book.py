@@ -198,10 +198,10 @@ def relinked(text, page, known, copied):
 
 
 def dressed(notebook, page, when):
-    """``notebook`` as a page of the site: no badges (the site has its own way from page to page), set-up folded, recorded runs marked."""
+    """``notebook`` as a page of the site: no badges, set-up folded, recorded runs marked."""
     first, last = notebook["cells"][0], notebook["cells"][-1]
     for cell in (first, last):
-        cell["source"] = re.sub(rf"\s*{badges.START}.*?{badges.END}\s*", "\n\n", "".join(cell["source"]), flags=re.S).strip()
+        cell["source"] = re.sub(rf"\s*{badges.START}(.*?){badges.END}\s*", _pair, "".join(cell["source"]), flags=re.S).strip()
     heading, _, rest = first["source"].partition("\n")
     name, exercises = page.removeprefix("notebooks/"), "/exercises/" in page
     ways = {"Open in Colab": badges.COLAB, "Open in Kaggle": badges.KAGGLE}
@@ -217,6 +217,11 @@ def dressed(notebook, page, when):
         elif RECORDED.search(json.dumps(cell.get("outputs", ()), ensure_ascii=False)):
             tags.append("recorded")
     return notebook
+
+
+def _pair(navigation):
+    """Of the lines that make badges writes, what the site does not have by itself: from a notebook to its exercises, and back."""
+    return "".join(f"\n\n{found}\n\n" for found in re.findall(r"\*\*(?:Exercises|Notebook):\*\* \[[^\]]*\]\([^)]*\)", navigation[1])) or "\n\n"
 
 
 def first_page(text, notebooks, results):
