@@ -285,7 +285,7 @@ def stage(folder, results, notebooks):
 
 def build(source, site):
     """Let Sphinx build ``site`` from ``source``; its warnings are errors. Returns (whether it is content, what it said)."""
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-n", "-q", "-c", str(ROOT / "docs"), "-d", f"{source}/.doctrees"]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-n", "-q", "-j", "auto", "-c", str(ROOT / "docs"), "-d", f"{source}/.doctrees"]
     done = subprocess.run([*command, str(source), str(site)], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     return done.returncode == 0, done.stderr.replace(f"{source}/", "")
 
@@ -360,7 +360,7 @@ def main():
     if wrong := make(site, results, notebooks):
         print("\n".join(wrong), file=sys.stderr)
         return 1
-    print(f"{len(list(site.rglob('*.html')))} pages: open {run._shown(site / 'index.html')} in a browser.")
+    print(f"{len(list(site.rglob('*.html')))} pages: open {site / 'index.html'} in a browser.")
     return 0
 
 
