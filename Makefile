@@ -17,6 +17,8 @@
 # make static     look up every call of torch and transformers in the installed versions
 # make data       build the small models in data/ again from their seed
 # make picture    draw the README's picture again from its recorded rows
+# make book       the course as a site to read, with what your run printed and drew: book/index.html in the results folder
+# make prose      a report on the notebooks' English: long sentences, rare words
 # make wall CLASS=folder   all ledgers of a class on one page   (HIDE_NAMES=1: with numbers in place of names)
 # make slides     a deck of slides of each notebook, with the outputs of your last make run
 # make stick FOLDER=folder   the course with all packages, for a room without a network, tried at once   (STICK="--lean": docs/teaching/plan-b.md)
@@ -29,18 +31,18 @@ CHECK ?= .venv/check
 ALONE := tests/test_busy.py tests/test_verdicts.py
 SLOW := article_stack data_build hub quantise serving stick tools_gpu verdicts
 
-.PHONY: run test test-fast notebooks lab data picture badges exercises check format links platforms replica t4 gpu static wall slides stick before clean
+.PHONY: run test test-fast notebooks lab data picture badges exercises check format links platforms replica t4 gpu static book prose wall slides stick before clean
 
 run: .venv/ready
 	@$(BIN)/python -m tools.run
 
 # The notebooks and what measures beside other programs of its own have the machine to themselves; all other tests run two at a time.
-test: .venv/tools
+test: .venv/tools .venv/book
 	@TEST_RESULTS="$$(mktemp -d)"; export TEST_RESULTS; \
 	$(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks $(ALONE); measured=$$?; \
 	$(BIN)/python -m pytest -v -n 2 --dist loadfile $(ALONE:%=--ignore=%) tests && exit $$measured
 
-test-fast: .venv/tools
+test-fast: .venv/tools .venv/book
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(SLOW:%=--ignore=tests/test_%.py) tests
 
 notebooks: .venv/tools
@@ -54,6 +56,12 @@ data: .venv/ready
 
 picture: .venv/ready
 	@$(BIN)/python -m tools.picture
+
+book: .venv/book
+	@$(BIN)/python -m tools.book
+
+prose: .venv/prose
+	@$(BIN)/python -m tools.prose
 
 wall: .venv/ready
 	@HIDE_NAMES="$(HIDE_NAMES)" $(BIN)/python -m tools.wall "$(CLASS)"
@@ -118,6 +126,15 @@ static: .venv/ready
 .venv/slides: requirements/slides.txt .venv/ready
 	@echo "Adding nbconvert (once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/slides.txt
+	@touch $@
+
+.venv/book: requirements/book.txt .venv/ready
+	@echo "Adding what builds the site (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/book.txt
+	@touch $@
+
+.venv/prose: requirements/prose.txt .venv/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/prose.txt
 	@touch $@
 
 # An environment of its own, without torch: a check answers within seconds.

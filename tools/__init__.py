@@ -12,6 +12,8 @@ static     does every name exist that the course calls of its libraries?   make 
 t4         does what a T4 would compile compile?                           make t4
 gpu        what can only a machine with a CUDA GPU tell?                    make gpu
 picture    draw the README's picture from recorded rows                    make picture
+book       the course as a site to read                                    make book
+prose      how long are the sentences, which words are rare?               make prose
 wall       what do all ledgers of a class say together?                make wall
 plans      what is said and run, minute by minute, and how long did it take?
 slides     a deck of each notebook                                         make slides
