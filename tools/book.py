@@ -285,7 +285,23 @@ def stage(folder, results, notebooks):
 
 def build(source, site):
     """Let Sphinx build ``site`` from ``source``; its warnings are errors. Returns (whether it is content, what it said)."""
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-n", "-q", "-j", "auto", "-c", str(ROOT / "docs"), "-d", f"{source}/.doctrees"]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-b",
+        "html",
+        "-W",
+        "--keep-going",
+        "-n",
+        "-q",
+        "-j",
+        "auto",
+        "-c",
+        str(ROOT / "docs"),
+        "-d",
+        f"{source}/.doctrees",
+    ]
     done = subprocess.run([*command, str(source), str(site)], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     return done.returncode == 0, done.stderr.replace(f"{source}/", "")
 

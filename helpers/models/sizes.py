@@ -89,6 +89,7 @@ class Sizes:
         self.hidden_size, self.num_hidden_layers = config.hidden_size, config.num_hidden_layers
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         self.intermediate_size = max(inner) if isinstance(inner, (list, tuple)) else inner
+        self.context = getattr(config, "max_position_embeddings", None)  # tokens that it takes at most; None: without an end
         self.vocab_size = len(model.get_input_embeddings().weight)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.heads, self.prefix = getattr(config, "num_attention_heads", 0), model.base_model_prefix
