@@ -227,6 +227,8 @@ def test_shortlist(of_size):
     assert BOOK["shortlist"](advice.outlook(step, HERE, 200)) == ["bf16", "GPTQ 4-bit", "Q4_K_M"]
     assert BOOK["shortlist"](advice.outlook(step, HERE, 200), twin=False) == ["bf16", "NF4", "Q4_K_M"]
     assert BOOK["shortlist"](advice.outlook(step, HERE, 200, 6e9)) == ["GPTQ 4-bit", "Q4_K_M"]  # bf16 does not fit
+    odd = advice.outlook(of_size("7B", intermediate_size=11009), HERE, 200)  # GPTQ cannot pack it
+    assert BOOK["shortlist"](odd) == ["bf16", "NF4", "Q4_K_M"]
 
 
 @pytest.fixture(scope="module")
