@@ -1,4 +1,4 @@
-# make run    execute all notebooks and print the comparison   (TIER=embedded|hub|synthetic make run chooses the models)
+# make run    execute all notebooks and print the comparison   (TIER=embedded|laptop|hub|synthetic make run chooses the models)
 # make test   run every test, and every notebook as a test
 # make lab    open JupyterLab on the notebooks
 # make clean  delete .venv (your results stay)
@@ -29,7 +29,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CHECK ?= .venv/check
 ALONE := tests/test_busy.py tests/test_verdicts.py
-SLOW := article_stack data_build hub quantise serving stick tools_gpu verdicts
+SLOW := article_stack data_build hub laptop quantise real_model serving stick tools_gpu verdicts
 
 .PHONY: run test test-fast notebooks lab data picture badges exercises check format links platforms replica t4 gpu static book prose wall slides stick before clean
 

@@ -8,6 +8,11 @@ exllama_v2  compiled once on a machine, 26 s for a T4 on two cores; dequantises 
 triton      nothing to compile beforehand; dequantises, then multiplies
 torch       the same in plain PyTorch; on a CPU it stays uncompiled (``remember``)
 
+For up to 50 tokens at a time ExLlamaV2 adds eight products of an integer and an input in float16, which ends at 65,504, before it applies the
+scale (dot22_8_f in gptqmodel_ext/exllamav2/cuda/q_gemm_kernel_gptq.cuh); it adds the parts of a row in float16 too. For Llama-2 that is enough.
+Qwen2.5's GPTQ checkpoints are known to overflow so, and then write "!" without an end (https://github.com/vllm-project/vllm/issues/10656). So
+``loading`` looks at one pass of a model that is no Llama before it keeps that kernel; the others have sums of 32 bits.
+
 Marlin is taken only where somebody asks for it. On a CPU gptqmodel's own choice stands (TorchAtenLinear for the article's checkpoints), after it
 has computed a small layer as one does by hand: its classes declare groups that they then refuse. First used in notebook 03.
 """
@@ -30,6 +35,7 @@ from helpers.models import files
 ORDER = ("exllama_v2", "triton", "torch")  # on a GPU: the fastest first
 NAMES = {"exllama_v2": "ExLlamaV2", "triton": "Triton", "torch": "plain PyTorch", "marlin": "Marlin", "torch_aten": "ATen's CPU kernel"}
 COMPILED = {"exllama_v2": ("exllamav2", "half a minute to a minute on two cores"), "marlin": ("marlin_fp16", "ten minutes or more on two cores")}
+SUMS_OF_16_BITS = ("exllama_v2",)
 MARLIN_CAPABILITY = (8, 0)
 _failed = {}  # kernel: why it could not be made ready in this process; the library does not try again either
 _used = weakref.WeakKeyDictionary()  # model: sentence on the kernel that it was loaded with

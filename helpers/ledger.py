@@ -80,7 +80,9 @@ def measured(timing, packages=PACKAGES):
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **({"participant": name} if (name := os.environ.get("PARTICIPANT")) else {}),  # only who asks for it is named
         **{name: getattr(timing, name) for name in ("prompt", "prompt_tokens", "batch", "new_tokens")},
+        "prompt_form": "plain",  # see timing.measure
         "completion": timing.text,
+        **({"answer": timing.answer} if timing.answer is not None else {}),  # through the chat template; of base models there is none
         **{f"{name}_s": getattr(timing.cold, name) for name in ("user", "sys", "cpu_total", "wall", "ttft")},
         "warm": [asdict(c) for c in timing.warm],
         "warm_wall_s": timing.median("wall"),

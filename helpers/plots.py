@@ -18,6 +18,7 @@ TIERS = {
     "embedded": "embedded stand-ins (not Llama-2)",
     "synthetic": "full-size shapes with random weights",
     "hub": "Llama-2 from the Hub",
+    "laptop": "Qwen2.5, small real models (not Llama-2)",
     "own": "a checkpoint of your own",
 }
 COLOURS = {"CPU total": "#0072b2", "wall": "#e69f00"}  # Okabe and Ito's palette: distinct to colour-blind readers too

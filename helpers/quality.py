@@ -6,6 +6,7 @@ of the other, in nats. A model computes as it was loaded up to its output head; 
 are often equal, and of equal ones none is the top token. (All of a 7B in float32 would need 27 GB.) First used in notebook 08.
 """
 
+import contextlib
 import json
 import sys
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ PROTOCOL = (
     "each line of data/text/heldout.txt alone, with <s> in front and no </s>, right-padded batches of 16; every token after <s> is"
     " scored; perplexity = exp(sum of negative log-likelihoods / number of scored tokens); output head and softmax in float32"
 )
+ROOM = 1.5e9  # bytes that ``keep`` may take: all lines of a vocabulary of 32,000
 SCHEMA = 1
 REQUIRED = {"title": str, "tier": str, "device": str, "protocol": str, "date": str, "weight_bytes": int, "missing": str, "versions": dict}
 NUMBERS = ("perplexity", "tokens", "change", "change_se", "kl_mean", "kl_median", "kl_99", "same_top", "tpot_s")  # or None
@@ -36,8 +38,23 @@ def lines():
     return (ROOT / "data" / "text" / "heldout.txt").read_text(encoding="utf-8").splitlines()
 
 
+def held_out(model, tokenizer):
+    """Return (token ids of the held-out text as ``encode`` gives them, the protocol in words) for ``model``.
+
+    The text is the course's own, of an invented world: no model of the Hub has learnt it by heart, as it may have learnt Wikipedia. Where the
+    vocabulary is so large that the predictions would take more than ROOM, one line in n is taken. The token in front is the tokeniser's, see
+    ``library.begin``.
+    """
+    encoded, first = encode(tokenizer, lines()), tokenizer.convert_ids_to_tokens(library.begin(tokenizer))
+    size = 4 * model.get_output_embeddings().weight.shape[0] * sum(len(row) - 1 for row in encoded)
+    protocol, part = PROTOCOL, -(-size // int(ROOM))
+    if first != "<s>":
+        protocol = protocol.replace("with <s> in front and no </s>", f"with {first} in front and nothing behind").replace("<s>", first)
+    return encoded[::part], protocol if part == 1 else protocol.replace("each line", f"one line in {part}")
+
+
 def encode(tokenizer, texts):
-    """Return the token ids of each of ``texts`` (list of lists of int, begin-of-sequence first), short ones first."""
+    """Return the token ids of each of ``texts`` (list of lists of int, the token of library.begin first), short ones first."""
     return sorted(([library.begin(tokenizer), *library.encode(tokenizer, text, special=False)] for text in texts), key=len)
 
 
@@ -60,9 +77,8 @@ def batches(model, encoded):
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
         scored = mask[:, 1:].bool()
         try:
-            with torch.no_grad(), machine.all_cores():
-                hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
-                logits = _head(model.lm_head, hidden[scored.to(hidden.device)])
+            with torch.no_grad(), machine.all_cores(), _exact_head(model, scored):
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         except Exception as error:
             problem = machine.out_of_memory(error, str(model.device), "scoring") or library.explained(error, LibraryError, "scoring failed", library.FAILED[1])
         if problem:  # raised here, where the failed call's variables are gone
@@ -72,6 +88,23 @@ def batches(model, encoded):
         if not logits.isfinite().all():
             library.check_finite(model, ids, surely=True)
         yield logits, ids[:, 1:][scored].to(logits.device)
+
+
+@contextlib.contextmanager
+def _exact_head(model, scored):
+    """Let ``model``'s output head compute in float32, and only for the positions ``scored`` (bool, (batch, tokens - 1)): (positions, vocabulary).
+
+    What the model does with its logits afterwards stays as it is: Gemma 2 caps them (final_logit_softcapping), Granite scales them.
+    """
+    head = model.get_output_embeddings()
+    before = vars(head).get("forward")  # of a model on several GPUs: accelerate's
+    head.forward = lambda hidden: _head(head, hidden[:, :-1][scored.to(hidden.device)])
+    try:
+        yield
+    finally:
+        del head.forward
+        if before is not None:
+            head.forward = before
 
 
 def _head(head, hidden):

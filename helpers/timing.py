@@ -1,13 +1,12 @@
-"""How long did ``generate`` take, where did the time go, and how is it said?
+"""How long did ``generate`` take, and how is it said?
 
 Greedy decoding, exactly ``new_tokens`` new tokens, batch 1 unless said otherwise; prompt and number are the article's. TTFT, TPOT and decode
 rate as vLLM's and transformers' own benchmarks define them (https://docs.vllm.ai, https://huggingface.co/docs/transformers). First used in notebook 01.
 """
 
-import contextlib
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median, quantiles
 
 from helpers import ROOT, loading, machine
@@ -58,7 +57,8 @@ class Timing:
     """What was measured on one loaded model: the cold call by itself, the warm repeats by themselves.
 
     prompt_tokens: tokens of the prompt, begin-of-sequence included. batch: sequences at a time. text: the first one's completion.
-    peak_gpu_*: bytes, None without a GPU. peak_rss: bytes, of the process so far. load: see machine.Load.figures.
+    answer: a chat model's, to the prompt in its chat template, not timed; None of a base model. peak_gpu_*: bytes, None without a GPU. peak_rss: bytes, of the
+    process so far. load: see machine.Load.figures.
     """
 
     cold: Call
@@ -67,6 +67,7 @@ class Timing:
     prompt_tokens: int
     new_tokens: int
     text: str
+    answer: str | None = None
     peak_gpu_allocated: int | None = None
     peak_gpu_reserved: int | None = None
     peak_rss: int | None = None
@@ -195,8 +196,11 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
     """Measure ``generate`` and return a Timing: one cold call, ``warmups`` calls that are thrown away, ``repeats`` warm calls.
 
     prompt, options: as for ``generate_once``. cold: what that returned for the first call after loading; without it, the first call here
-    counts as cold. Memory peaks are those since the cold call (GPU) and of the process so far (host). Last, a pass looks at each layer's
-    output: raises NotFiniteError where one is not finite.
+    counts as cold. Memory peaks are those since the cold call (GPU) and of the process so far (host).
+
+    A text is timed as it stands, without a chat template, whatever the model: the article asked its chat model (step 3) so, and the tokens of a
+    template would differ between models. A chat model is asked once more afterwards, through its template, for Timing.answer. Last, a pass
+    looks at each layer's output: raises NotFiniteError where one is not finite.
     """
     import torch
     from tqdm.auto import trange
@@ -227,6 +231,8 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
         load=load.figures(),
     )
     library.check_finite(model, inputs[:1])
+    if isinstance(prompt, str) and (asked := library.asked(tokenizer, prompt)) is not None:
+        result = replace(result, answer=tokenizer.decode(generate_once(model, tokenizer, asked, new_tokens, **options)[1], skip_special_tokens=True))
     return result
 
 
@@ -284,70 +290,6 @@ def explain(call):
         f"{seconds(call.user)} in the program and its libraries (user), {seconds(call.sys)} in the operating system (sys).\n"
         f"CPU total / wall = {ratio:.2f}: {meaning}"
     )
-
-
-KINDS = ("matrix products", "quantise and dequantise", "conversion and copies", "attention", "other operations", "Python and launching")
-PRODUCTS = (
-    "aten::mm", "addmm", "aten::bmm", "aten::baddbmm", "aten::matmul", "aten::linear", "_int_mm", "int4pack_mm", "mkldnn_linear", "int8_linear_matmul",
-    "gemm", "gemv", "marlin", "exllama",
-)  # fmt: skip
-COPIES = ("aten::copy_", "aten::_to_copy", "aten::clone", "aten::contiguous")
-QUANTISATION = ("bitsandbytes::", "MatMul8bitLt", "MatMul4Bit", "CompiledFxGraph", "Torch-Compiled", "TorchDynamo", "triton_", "gptq", "dequant")
-PROFILED, UNPROFILED = 7, 3  # decode steps, and those before them that warm up
-
-
-def decode_step(model, ids):
-    """Return {kind: seconds} of one decode step of ``model`` after the prompt ``ids``, shape (1, tokens): for each of KINDS the median of PROFILED steps.
-
-    Each operation counts without the ones that it calls, on a GPU with its kernels' time; "Python and launching" is the rest of the wall time.
-    What a quantisation library calls is "quantise and dequantise", unless it is a product or a copy itself; products that dequantise in the
-    same kernel (NF4, GPTQ) are products. The profiler makes each step slower, Python most of all: read shares, not times.
-    (https://docs.pytorch.org/docs/stable/profiler.html)
-    """
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    on_gpu = model.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    found = []
-    with torch.no_grad():
-        output = model(ids, use_cache=True)
-        for number in range(UNPROFILED + PROFILED):
-            token = output.logits[:, -1:].argmax(-1)
-            with profile(activities=activities) if number >= UNPROFILED else contextlib.nullcontext() as profiler:
-                start = time.perf_counter()
-                output = model(token, past_key_values=output.past_key_values, use_cache=True)
-                if on_gpu:
-                    torch.cuda.synchronize()
-                wall = time.perf_counter() - start
-            if number < UNPROFILED:
-                continue
-            sums = dict.fromkeys(KINDS, 0.0)
-            for event in profiler.events():
-                if event.device_type == torch.autograd.DeviceType.CPU:
-                    sums[_kind(event)] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
-            sums[KINDS[-1]] = max(0.0, wall - sum(sums.values()))
-            found.append(sums)
-    return {kind: median(sums[kind] for sums in found) for kind in KINDS}
-
-
-def _kind(event):
-    """The kind that ``event`` belongs to, by its own name, else by the names of the operations that called it."""
-
-    def named(*names):
-        return any(name in event.name for name in names)
-
-    if named(*PRODUCTS):
-        return "matrix products"
-    if named("scaled_dot_product", "flash"):
-        return "attention"
-    if named(*COPIES):
-        return "conversion and copies"
-    while event is not None:
-        if named(*QUANTISATION):
-            return "quantise and dequantise"
-        event = event.cpu_parent
-    return "other operations"
 
 
 def mark(tokenizer, ids, reference):

@@ -438,7 +438,7 @@ def test_errors_of_libraries_are_one_sentence(small, tmp_path):
     fails(lambda: timing.generate_once(model, tokenizer, torch.tensor([[1, -5]]), 4), "the id -5", kind=PromptError)
     fails(lambda: timing.generate_once(model, tokenizer, torch.tensor([[1.0, 5.0]]), 4), "token", kind=PromptError)
     fails(lambda: timing.generate_once(model, tokenizer, "half an emoji \ud83d", 4), "half of a character ('\\ud83d') at place 15", kind=PromptError)
-    silent = edit(copy(tmp_path / "silent"), "tokenizer_config.json", drop=["bos_token"])
+    silent = edit(copy(tmp_path / "silent"), "tokenizer_config.json", drop=["bos_token", "eos_token"])
     (silent / "special_tokens_map.json").unlink()
     model, tokenizer = loading.load(own(2, silent))
     fails(lambda: timing.prompt_ids(model, tokenizer, 8), "no begin-of-sequence token", "set bos_token", kind=PromptError)

@@ -11,6 +11,7 @@ import torch
 from support.mocked_cuda import PretendCuda, mock
 
 from helpers import ROOT, benchmark, kernels, ledger, limits, loading, machine, process, timing
+from helpers.benchmark import profile
 from helpers.engines import old_stack, serving
 from helpers.errors import DeviceError, ImpossibleFigureError, NotEnoughMemoryError
 from helpers.machine import speed
@@ -120,10 +121,10 @@ def test_bandwidth(gpu, monkeypatch):
 
 def test_profile(gpu, monkeypatch):
     model, tokenizer = gpu
-    monkeypatch.setattr(timing, "PROFILED", 1)
-    monkeypatch.setattr(timing, "UNPROFILED", 1)
-    found = timing.decode_step(model, timing.tokenise(model, tokenizer))
-    assert set(found) == set(timing.KINDS) and found[timing.KINDS[-1]] > 0
+    monkeypatch.setattr(profile, "PROFILED", 1)
+    monkeypatch.setattr(profile, "UNPROFILED", 1)
+    found = profile.decode_step(model, timing.tokenise(model, tokenizer))
+    assert set(found) == set(profile.KINDS) and found[profile.KINDS[-1]] > 0
 
 
 def test_this_machine_in_the_calculator(gpu, monkeypatch):

@@ -307,7 +307,7 @@ def test_the_notebooks_on_the_hub_tier_keep_the_token_secret(tmp_path):
     for type in ("Q8_0", "Q4_0", "Q4_K_M"):
         llamacpp.write(CHECKPOINTS / "small", type, ready / f"llama-2-7b.{type}.gguf")
     canary, results, command_lines = "hf_canaryThatMustNotBeSeen", tmp_path / "results", set()
-    twins = {choose.LIKE_FOR_LIKE[0]: CHECKPOINTS / "small-gptq", catalogue.VARIANTS["13b-bf16"].hub: CHECKPOINTS / "large", llamacpp.READY["7B"]: ready}
+    twins = {choose.LIKE_FOR_LIKE[0]: CHECKPOINTS / "small-gptq", catalogue.VARIANTS["13b-bf16"].hub: CHECKPOINTS / "large", llamacpp.READY[META][0]: ready}
     with Hub(ARTICLE | twins, token=canary) as hub:
         environment = settings(hub.url, tmp_path / "home", HF_TOKEN=canary, TIER="hub", RESULTS_DIR=str(results), HF_HUB_DOWNLOAD_TIMEOUT="10")
         with open(tmp_path / "printed.txt", "w") as printed:

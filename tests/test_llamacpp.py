@@ -403,6 +403,45 @@ print(json.dumps(found))
 """
 
 
+ANY = """
+import json
+from helpers.engines import llamacpp
+from helpers.errors import CourseError
+path = llamacpp.ready("maker/Any-GGUF", "Q4_0")
+found = {"name": path.name, "tokens": len(llamacpp.answer(llamacpp.load(path), [1, 40], 4)[0])}
+for repository, type in (("maker/Any-GGUF", "Q8_0"), ("maker/Any", "Q4_0")):
+    try:
+        llamacpp.ready(repository, type)
+    except CourseError as error:
+        found[type] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_a_ready_file_of_any_repository(files, tmp_path):
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    for name in ("any-q4_0.gguf", "any-q4_0_4_4.gguf", "README.md"):
+        shutil.copy(files["Q4_0"], ready / name)
+    with Hub({"maker/Any-GGUF": ready, "maker/Any": SMALL}) as hub:
+        found = test_hub.run(ANY, hub.url, tmp_path / "home", HF_HUB_DOWNLOAD_TIMEOUT="10")
+    assert found["name"] == "any-q4_0.gguf" and found["tokens"] == 4
+    assert "has 0 files of type Q8_0: its GGUF files are any-q4_0.gguf, any-q4_0_4_4.gguf" in found["Q8_0"]
+    assert "maker/Any has 0 files of type Q4_0: it has no GGUF file; those that have usually end in -GGUF" in found["Q4_0"]
+
+
+def test_a_model_that_is_no_llama_is_not_written_as_one(tmp_path):
+    from support import qwen
+
+    from helpers.models.catalogue import Shape
+
+    folder = qwen.write(tmp_path / "mini", Shape(256, 512, 1, 1536, kv_size=128, tied=True, biases=512))
+    with pytest.raises(
+        CheckpointError, match="holds a model of type qwen2, and this converter writes Llamas: take a ready GGUF file .*convert_hf_to_gguf.py FOLDER"
+    ):
+        llamacpp.write(folder, "BF16", tmp_path / "x.gguf")
+
+
 def test_a_ready_file_from_the_hub(files, tmp_path):
     """The real client, a Hub on the loopback interface: fetched once, a missing file is a sentence."""
     ready = tmp_path / "ready"

@@ -1,16 +1,19 @@
 """The exported graph computes what transformers computes, keeps GPTQ's integers, and every fault is a sentence."""
 
 import gc
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from support import qwen
 
 from helpers import ROOT, ledger, quality, setup, timing
 from helpers.engines import onnx_models, timed
 from helpers.errors import CheckpointError, PromptError
 from helpers.models import choose
+from helpers.models.catalogue import Shape
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +134,93 @@ def test_an_export_that_fails_is_a_sentence_and_leaves_nothing(tmp_path, monkeyp
     assert "\n" not in str(error.value) and not list((tmp_path / "onnx").glob("*"))
     with pytest.raises(CheckpointError, match="this step needs GPTQ ones"):
         onnx_models.export(choose.get_step(3, checkpoint=str(ROOT / "data" / "checkpoints" / "small")), "int4")
+
+
+# Other architectures
+
+MINI = Shape(256, 512, 2, 1536, kv_size=128, tied=True, biases=256 + 2 * 128)
+UNKNOWN = {"architectures": ["OPTForCausalLM"], "model_type": "opt"}
+
+
+def against_transformers(folder, onnx_folder, exact=1e-3):
+    """The largest difference of the logits of one graph and of transformers in float32, over prompts of 2 to 40 tokens."""
+    from transformers import AutoModelForCausalLM
+
+    model, graph = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), onnx_models.load(onnx_folder)
+    worst = 0
+    for length in (2, 9, 40):
+        ids = [3 + 7 * n % 1500 for n in range(length)]
+        with torch.no_grad():
+            theirs = model(torch.tensor([ids])).logits[0, -1].numpy()
+        worst = max(worst, np.abs(onnx_models.logits(graph, ids) - theirs).max() / np.abs(theirs).max())
+    return worst
+
+
+def test_a_miniature_qwen2(tmp_path, monkeypatch):
+    """Grouped queries, biases, a tied head, another base of rotary positions: in 32 bits, and with its GPTQ's integers."""
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    plain, packed = (qwen.write(tmp_path / name, MINI, format, std=0.1) for name, format in (("mini", "bf16"), ("mini-gptq", "gptq")))
+    graph = onnx_models.export(choose.get_step(2, checkpoint=str(plain)), "fp32")
+    assert against_transformers(plain, graph) < 1e-3
+    assert onnx_models.sizes(graph)[0] == onnx_models.sizes(graph)[1]  # the table is the head: all of it is read
+    step = choose.get_step(3, checkpoint=str(packed))
+    exact = onnx_models.export(step, "int4", accuracy_level=1, nodes_to_exclude="/lm_head/MatMul,/model/embed_tokens/Gather")
+    unpacked = unpack(packed, tmp_path / "unpacked")
+    assert against_transformers(unpacked, exact) < 1e-3
+
+
+def unpack(packed, folder):
+    """A GPTQ folder as a float32 checkpoint, unpacked by hand."""
+    from safetensors.torch import load_file, save_file
+
+    tensors, found = load_file(packed / "model.safetensors"), {}
+    shifts = torch.arange(0, 32, 4)
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part == "qweight":
+            integers = (tensor[:, None, :] >> shifts[:, None] & 15).flatten(0, 1)
+            zeros = (tensors[f"{layer}.qzeros"][:, :, None] >> shifts & 15).flatten(1) + 1
+            group = tensors[f"{layer}.g_idx"].long()
+            found[f"{layer}.weight"] = (tensors[f"{layer}.scales"].float()[group] * (integers - zeros[group])).T.contiguous()
+        elif part in ("weight", "bias"):
+            found[name] = tensor.float()
+    folder.mkdir()
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((packed / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_architectures_that_the_builder_does_not_know_are_a_sentence(tmp_path):
+    known = onnx_models.architectures()
+    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM"} <= known
+    (tmp_path / "config.json").write_text(json.dumps(UNKNOWN))
+    with pytest.raises(
+        CheckpointError, match="is a OPTForCausalLM, which the builder of onnxruntime-genai .* does not know: take a Llama or a Qwen2, or llama.cpp"
+    ):
+        onnx_models._check(choose.get_step(2), tmp_path)
+
+
+def test_gemma_3_is_a_sentence_until_the_builder_reads_transformers_5(tmp_path, monkeypatch):
+    """onnxruntime-genai 0.15.2 looks for rope_local_base_freq, which transformers 5 keeps in rope_parameters."""
+    import transformers
+
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "vocab_size": 1536,
+    }
+    transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes)).bfloat16().save_pretrained(tmp_path / "mini")
+    qwen.tokeniser(tmp_path / "mini")
+    with pytest.raises(
+        CheckpointError,
+        match=r"could not be written as ONNX \(AttributeError: .*rope_local_base_freq.*the builder does not know it as this transformers has it",
+    ):
+        onnx_models.export(choose.get_step(2, checkpoint=str(tmp_path / "mini")), "fp32")
+    assert not (tmp_path / "results" / "onnx" / "mini-fp32").exists()

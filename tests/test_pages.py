@@ -61,8 +61,29 @@ def test_readme_is_short_and_leads_to_every_page():
 
 def test_the_picture_says_what_was_recorded(tmp_path):
     assert f"![{picture.text()}]({name(picture.FILE)})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert picture.sentence() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert picture.table() in (ROOT / "docs" / "recorded-runs.md").read_text(encoding="utf-8")
     picture.draw(tmp_path / "again.png")
     assert (tmp_path / "again.png").stat().st_size > 10_000
+
+
+def test_what_is_said_of_a_real_model_follows_from_its_rows(tmp_path, monkeypatch):
+    """With the recorded rows of the embedded models in its place."""
+    monkeypatch.setattr(picture, "REAL", tmp_path / "none")
+    assert picture.sentence() == picture.table() == ""
+    recorded = ROOT / "data" / "recorded"
+    for file in ("ledger.jsonl", "quality.json"):
+        (tmp_path / file).write_bytes((recorded / "cpu-2-cores-embedded" / file).read_bytes())
+    engine = json.loads((recorded / "cpu-2-cores-engines" / "engines.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    (tmp_path / "engines.jsonl").write_text(json.dumps(engine | {"same_top": 0.5, "tpot_s": 0.004, "weight_bytes": 246_587_904}), encoding="utf-8")
+    monkeypatch.setattr(picture, "REAL", tmp_path)
+    quality = {key: row["perplexity"] for key, row in picture.real()[0].items()}
+    assert (
+        f"in 8 bits 5 MB, perplexity {quality[1]:.1f}, " in picture.sentence() and f"in 4 bits (GPTQ) 3 MB, perplexity {quality[3]:.1f}, " in picture.sentence()
+    )
+    lines = picture.table().splitlines()
+    assert len(lines) == 7 and lines[3].startswith(f"| step 2: bf16, 16 bits | 8 MB | {quality[2]:.1f} | 100% | ")
+    assert lines[6] == "| Q4_K_M (llama.cpp) | 247 MB | - | 50% | 250.0 |"
 
 
 def test_the_map_is_that_of_the_house():

@@ -166,15 +166,39 @@ def test_a_text_longer_than_the_context_is_refused(small):
         perplexity(model, tokenizer, ["word " * 300])
 
 
+@pytest.mark.parametrize("kind, settings", [("Gemma2", {"final_logit_softcapping": 3.0}), ("Granite", {"logits_scaling": 7.0})])
+def test_what_a_model_does_with_its_logits_counts(kind, settings):
+    """Gemma 2 caps its logits, Granite divides them: the same as its own forward in float32, and the head's own forward is there again."""
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97}
+    more = {"head_dim": 8, "query_pre_attn_scalar": 8} if kind == "Gemma2" else {}
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes, **more, **settings)).eval()
+    model.get_output_embeddings().weight.data.normal_(std=0.8)
+    encoded = [[2, 5, 11, 17], [2, 40, 41, 42, 43, 44]]
+    ((logits, targets),) = quality.keep(model, encoded)
+    with torch.no_grad():
+        wanted = torch.cat([model(torch.tensor([row])).logits[0, :-1] for row in encoded])
+    assert targets.tolist() == [5, 11, 17, 40, 41, 42, 43, 44] and torch.allclose(logits, wanted, atol=1e-4)
+    assert "forward" not in vars(model.get_output_embeddings()) and (kind != "Gemma2" or logits.abs().max() > 2)
+
+
 def test_no_memory_while_scoring_is_one_sentence():
+    import torch
+
     class Full:
         device = "cpu"
 
         class config:
             max_position_embeddings = 9
 
-        def model(self, **inputs):
+        def __call__(self, **inputs):
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        def get_output_embeddings(self):
+            return torch.nn.Linear(1, 1)
 
         def modules(self):
             return []

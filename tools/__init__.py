@@ -20,6 +20,7 @@ slides     a deck of each notebook                                         make 
 stick      the course for a room without a network                         make stick
 before     what is to be done before a workshop, and what is done?         make before
 grade      mark what a class handed in
+real_model one real model out of PyPI through all formats, to be recorded
 stopwatch  how long do the commands above take, and how much memory?
 
 The notebooks import ``helpers`` and never ``tools``, but for the teachers' own (notebooks/teaching). badges, check, exercises, links and

@@ -4,6 +4,7 @@
     python -m tools.benchmark 1 int8-no-outliers fp16 2 3 4 --rounds 3
     python -m tools.benchmark 2 3 --prompt-tokens 8 64 128 --batch 1 4
     python -m tools.benchmark 1 2 3 --size 1.3B                        # random weights of that size, see tools.synthetic
+    python -m tools.benchmark 1 2 nf4 --checkpoint Qwen/Qwen2.5-0.5B   # another model
 
 Every result is a row of the ledger. Interrupted, the same command goes on with what is missing.
 """
@@ -22,6 +23,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__.split("\n", 1)[0])
     parser.add_argument("steps", nargs="*", default=["1", "2", "3", "4"], help=f"1 to 4, or one of {', '.join(catalogue.VARIANTS)}")
     parser.add_argument("--tier", choices=("auto", *choose.TIERS))
+    parser.add_argument("--checkpoint", default="", help="a folder or a repository of the Hub, in place of the tier's")
+    parser.add_argument("--dtype", default="", help="type of the activations, in place of the step's, e.g. bfloat16")
     parser.add_argument("--size", nargs="+", default=[""], help="sizes with random weights, e.g. 1.3B 2.7B, in place of the tier's models")
     parser.add_argument("--layers", type=int, help="with --size: another number of blocks")
     parser.add_argument("--prompt-tokens", nargs="+", default=["article"], help="lengths of the prompt; article: the article's")
@@ -41,7 +44,7 @@ def main(arguments=None):
     try:
         found = benchmark.run(
             keys, given.tier, given.size, given.rounds, layers=given.layers, prompt_tokens=lengths, batches=tuple(given.batch), new_tokens=given.new_tokens,
-            warmups=given.warmups, repeats=given.repeats, device=given.device,
+            warmups=given.warmups, repeats=given.repeats, device=given.device, checkpoint=given.checkpoint, dtype=given.dtype,
         )  # fmt: skip
     except CourseError as error:
         print(error, file=sys.stderr)

@@ -1,16 +1,18 @@
-"""Draw the README's picture, and say the same as a sentence: ``python -m tools.picture``.
+"""Draw the README's picture, and say the same as a sentence; print what is said of a real model: ``python -m tools.picture``.
 
 Source: ``data/recorded/cpu-2-cores-engines-llama-2/engines.jsonl``, Llama-2 7B's shapes with random weights on two CPU cores, as notebooks
-11 and 12 measured them. A test compares the README's text with the sentence.
+11 and 12 measured them. A test compares the README's text with the sentence. ``sentence`` and ``table`` say what ``tools.real_model`` measured, once it is recorded: the
+first stands in the README, the second in docs/recorded-runs.md.
 """
 
 import io
 
-from helpers import ledger
+from helpers import benchmark, ledger, quality
 from helpers.models import files
 from tools import ROOT
 
 ROWS = ROOT / "data" / "recorded" / "cpu-2-cores-engines-llama-2" / "engines.jsonl"
+REAL = ROOT / "data" / "recorded" / "cpu-2-cores-gemma"
 FILE = ROOT / "docs" / "fewer_bits.png"
 BITS = {16: ("bf16",), 8: ("int8", "Q8_0"), 4: ("gptq", "Q4_0", "Q4_K_M")}  # formats of the article's library, types of llama.cpp
 
@@ -33,6 +35,38 @@ def text():
         f" {small:.1f} GB; loaded as in the article it writes {slow:.1f}, {usual_8:.1f} or {usual_4:.1f} pieces of words a second, with"
         f" another program, llama.cpp, {other_8:.1f} in 8 bits and {other_4:.1f} in 4 bits"
     )
+
+
+def real():
+    """({step's key: row of quality}, {its key as text: row of speed}, llama.cpp's row) of the recorded run of the real model."""
+    (engine,) = ledger.read(REAL / "engines.jsonl", engine=None)
+    return quality.read(REAL / "quality.json"), benchmark.by_step(ledger.read(REAL / "ledger.jsonl")), engine
+
+
+def sentence():
+    """What the README says of the real model: the article's steps in its order; "" as long as no run is recorded."""
+    if not REAL.is_dir():
+        return ""
+    found, rows, _ = real()
+    parts = [
+        f"{name} {found[n]['weight_bytes'] / 1e6:,.0f} MB, perplexity {found[n]['perplexity']:.1f}, {1 / rows[str(n)]['tpot_s']:.1f} pieces a second"
+        for n, name in {1: "in 8 bits", 2: "in 16 bits", 3: "in 4 bits (GPTQ)"}.items()
+    ]
+    return f"A small real model, Gemma 3 270M, on two processor cores, loaded as in the article's first three steps: {'; '.join(parts)}."
+
+
+def table():
+    """The table of the real model in docs/recorded-runs.md: the article's steps in its order, then what the course adds; "" as long as no run is recorded."""
+    if not REAL.is_dir():
+        return ""
+    found, rows, engine = real()
+    names = {1: "step 1: 8-bit (bitsandbytes)", 2: "step 2: bf16, 16 bits", 3: "step 3: GPTQ, 4 bits", "nf4": "NF4, 4 bits (bitsandbytes)"}
+    lines = ["| numbers stored in | size | perplexity | same next token as in 16 bits | pieces of words a second |", "|---|---|---|---|---|"]
+    for key, name in names.items():
+        row, tokens = found[key], 1 / rows[str(key)]["tpot_s"]
+        lines.append(f"| {name} | {row['weight_bytes'] / 1e6:,.0f} MB | {row['perplexity']:.1f} | {row['same_top']:.0%} | {tokens:.1f} |")
+    lines.append(f"| Q4_K_M (llama.cpp) | {engine['weight_bytes'] / 1e6:,.0f} MB | - | {engine['same_top']:.0%} | {1 / engine['tpot_s']:.1f} |")
+    return "\n".join(lines)
 
 
 def draw(path=FILE):
@@ -72,4 +106,4 @@ def draw(path=FILE):
 
 if __name__ == "__main__":
     draw()
-    print(f"{FILE.relative_to(ROOT)}: {text()}.")
+    print(f"{FILE.relative_to(ROOT)}: {text()}.\n\n{sentence()}\n\n{table()}")

@@ -50,11 +50,18 @@ def changes_table(rows, history=None):
 
 
 def completions_table(rows):
-    """Return a table (pandas.DataFrame) of the completions: the article's and those in ``rows`` ({step: row})."""
+    """Return a table (pandas.DataFrame) of the completions: the article's and those in ``rows`` ({step: row}).
+
+    "yours" goes on with the prompt as it stands, as the article's do; what a chat model answers through its template stands beside it.
+    """
     import pandas as pd
 
     theirs = article_rows()
     lines = {f"step {n}": {"the article": repr(theirs[n]["completion"]), "yours": repr(rows[n]["completion"]) if n in rows else "not measured"} for n in theirs}
+    if any("answer" in row for row in rows.values()):
+        for n in theirs:
+            told = "not measured" if n not in rows else repr(rows[n]["answer"]) if "answer" in rows[n] else "no chat model"
+            lines[f"step {n}"]["yours, through the chat template"] = told
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
 
 
@@ -102,9 +109,9 @@ def conclusions(rows, history=None):
     if 2 in rows:
         said += [_against_bf16(rows, n) for n in (1, 3) if n in rows]
     tiers = {r["tier"] for r in rows.values()}
-    if "embedded" in tiers:
+    if tiers & {"embedded", "laptop"}:
         size = max(r["parameters"] for r in rows.values()) / 1e6
-        said.append(f"These models have at most {size:.1f} million parameters: the figures show how the formats behave, not how fast Llama-2 is.")
+        said.append(f"These models have at most {size:,.1f} million parameters: the figures show how the formats behave, not how fast Llama-2 is.")
     if "synthetic" in tiers:
         said.append("The weights are random: the times are real, the texts have no sense.")
     return said
@@ -133,6 +140,6 @@ def _against_bf16(rows, number):
     share = f"Step {label(number, rows)} has {100 * ours['weight_bytes'] / base['weight_bytes']:.0f} % of the bytes of bf16"
     if "chat" in ours["checkpoint"].lower():
         return f"{share}; {ours['checkpoint']} is a chat model, so the texts can't be compared."
-    if ours["tier"] not in ("embedded", "hub"):
+    if ours["tier"] not in ("embedded", "laptop", "hub"):
         return f"{share}."
     return f"{share} and writes {'the same' if ours['completion'] == base['completion'] else 'another'} text."

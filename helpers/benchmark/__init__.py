@@ -110,6 +110,7 @@ def _command(job, keys, rounds):
     options["--batch"] = job.batches
     options["--prompt-tokens"] = ["article" if n is None else n for n in job.prompt_tokens]
     options |= {name: [value] for name, value in (("--size", job.size), ("--layers", job.layers), ("--device", job.device)) if value}
+    options |= {f"--{name}": [getattr(job, name)] for name in ("checkpoint", "dtype") if getattr(job, name)}
     words = [str(word) for name, values in options.items() for word in (name, *values)]
     return shlex.join(["python", "-m", "tools.benchmark", *map(str, keys), *words])
 

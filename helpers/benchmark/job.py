@@ -9,6 +9,7 @@ from importlib import import_module
 from itertools import product
 
 from helpers import ledger, limits, loading, machine, timing
+from helpers.benchmark.profile import decode_step
 from helpers.errors import PromptError
 from helpers.loading import library
 from helpers.models import choose, synthetic
@@ -26,7 +27,8 @@ class Job:
     """One process: one step, loaded once and measured with every prompt length and batch size.
 
     key: see choose.get_step. size: a key of synthetic.SHAPES, or "" for the tier's own checkpoint; layers: as many of its blocks, or None.
-    prompt_tokens: lengths of prompts of held-out text; None stands for the article's prompt.
+    checkpoint: in place of the tier's, see choose.get_step; dtype: in place of the step's ("" for neither). prompt_tokens: lengths of prompts of
+    held-out text; None stands for the article's prompt.
     """
 
     key: int | str
@@ -40,6 +42,8 @@ class Job:
     repeats: int = timing.REPEATS
     device: str | None = None
     round: int = 1
+    checkpoint: str = ""
+    dtype: str = ""
 
     @property
     def name(self):
@@ -48,7 +52,8 @@ class Job:
 
     def step(self):
         """The Step to load; a synthetic size takes the place of the article's."""
-        step = choose.get_step(self.key, tier="embedded" if self.size else self.tier)  # of a size, only format and type are the step's
+        step = choose.get_step(self.key, "embedded" if self.size else self.tier, self.checkpoint or None)  # of a size, only format and type are the step's
+        step = replace(step, dtype=self.dtype or step.dtype)
         if self.size:
             folder = synthetic.folder(self.size, step.format, self.layers)
             model = self.size if not self.layers else f"{self.size} cut to {self.layers} layers"
@@ -91,7 +96,7 @@ def measure(job):
         })  # fmt: skip
         rows[-1]["peak_generating_bytes"] = machine.peak(device, partial(timing.generate_once, model, tokenizer, prompt, job.new_tokens))
     ids = timing.tokenise(model, tokenizer)
-    operations = timing.decode_step(model, ids)
+    operations = decode_step(model, ids)
     del model
     return [row | {"operations_s": operations} for row in limits.with_floor(rows, device, [(size, speed)])]
 

@@ -20,7 +20,7 @@ from helpers.engines import timed
 from helpers.errors import CheckpointError, PromptError, UnknownFormatError
 from helpers.loading import library
 from helpers.models import choose, files, hub
-from helpers.models.catalogue import LINEARS, Shape, read_json
+from helpers.models.catalogue import LINEARS, REAL, Shape, read_json
 from helpers.timing import NEW_TOKENS, PROMPT, REPEATS
 
 TYPES = {  # name: (matrices, output head, a share of attn_v and ffn_down); norms stay float32
@@ -32,17 +32,39 @@ TYPES = {  # name: (matrices, output head, a share of attn_v and ffn_down); norm
     "Q4_K_M": ("Q4_K", "Q6_K", "Q6_K"),
 }
 PACKAGES = ("xllamacpp", "gguf")
-OTHERWISE = "take a ready GGUF file, or llama.cpp's own converter"
+OTHERWISE = (
+    "take a ready GGUF file (llamacpp.ready finds one in a repository of the Hub), or llama.cpp's own converter, which knows all architectures:"
+    " git clone --depth 1 https://github.com/ggml-org/llama.cpp, then python llama.cpp/convert_hf_to_gguf.py FOLDER --outtype bf16"
+)
 FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that are no multiple of 256, the block of the K types
-READY = {"7B": "TheBloke/Llama-2-7B-GGUF", "13B": "TheBloke/Llama-2-13B-GGUF"}  # Llama-2 as GGUF files, on the Hub
+READY = {  # of an unquantised checkpoint on the Hub: the repository with its GGUF files, and their names
+    "meta-llama/Llama-2-7b-hf": ("TheBloke/Llama-2-7B-GGUF", "llama-2-7b.{}.gguf"),
+    "meta-llama/Llama-2-13b-hf": ("TheBloke/Llama-2-13B-GGUF", "llama-2-13b.{}.gguf"),
+    "Qwen/Qwen2.5-0.5B-Instruct": ("Qwen/Qwen2.5-0.5B-Instruct-GGUF", "qwen2.5-0.5b-instruct-{}.gguf"),
+    "Qwen/Qwen2.5-1.5B-Instruct": ("Qwen/Qwen2.5-1.5B-Instruct-GGUF", "qwen2.5-1.5b-instruct-{}.gguf"),
+}
 
 
 def file(step, type):
-    """Return the path of the GGUF file of ``step``'s model in ``type`` (a key of TYPES): fetched ready on the hub tier, else made by ``write``."""
-    if step.tier == "hub":
+    """Return the path of the GGUF file of ``step``'s model in ``type`` (a key of TYPES): fetched ready on the tiers of the Hub, else made by ``write``."""
+    if step.tier in REAL:
         _rule(type)
-        return hub.fetch_file(READY[step.model], f"llama-2-{step.model.lower()}.{type}.gguf")
+        repository, name = READY[getattr(step, step.tier)]
+        return hub.fetch_file(repository, name.format(type if step.tier == "hub" else type.lower()))
     return write(step.checkpoint, type)
+
+
+def ready(repository, type="Q4_K_M"):
+    """Return the path of the GGUF file of ``type`` in a ``repository`` of the Hub, of whatever architecture, fetched unless it is in the cache.
+
+    Such repositories have one file a type, which ends in its name. Raises CheckpointError, which names the files that are there.
+    """
+    names = sorted(name for name in hub.names(repository) if name.lower().endswith(".gguf"))
+    found = [name for name in names if name.lower().endswith(f"{type.lower()}.gguf")]
+    if len(found) != 1:
+        there = f"its GGUF files are {', '.join(names)}" if names else "it has no GGUF file; those that have usually end in -GGUF"
+        raise CheckpointError(f"{repository} has {len(found)} files of type {type}: {there}. Choose another type or repository.")
+    return hub.fetch_file(repository, found[0])
 
 
 def write(checkpoint, type, path=None):
@@ -56,7 +78,9 @@ def write(checkpoint, type, path=None):
 
     _rule(type)
     checkpoint = Path(checkpoint)
-    Shape.from_config(checkpoint)  # the only architecture that it writes
+    if (kind := read_json(checkpoint, "config.json").get("model_type")) != "llama":
+        raise CheckpointError(f"{checkpoint} holds a model of type {kind}, and this converter writes Llamas: {OTHERWISE}.")
+    Shape.from_config(checkpoint)  # Llamas as Llama-2 is one
     files.check_folder(checkpoint, "bf16")
     config = library.plain_llama(checkpoint, OTHERWISE, ropes=("default", "linear"))
     path = Path(path or setup.results_dir() / "gguf" / f"{checkpoint.name}-{type}.gguf")
@@ -77,9 +101,12 @@ def write(checkpoint, type, path=None):
 
 
 def sizes(path):
-    """Return (bytes of all tensors, bytes that one decoded token reads: all but the embedding table, of which it needs one row)."""
+    """Return (bytes of all tensors, bytes that one decoded token reads: all but the embedding table, of which it needs one row).
+
+    Where the file has no head of its own, the table is the head too, and a token reads all of it.
+    """
     tensors = {t.name: int(t.n_bytes) for t in reader(path).tensors}
-    return sum(tensors.values()), sum(tensors.values()) - tensors["token_embd.weight"]
+    return sum(tensors.values()), sum(tensors.values()) - (tensors["token_embd.weight"] if "output.weight" in tensors else 0)
 
 
 def quantise(matrix, type):

@@ -5,9 +5,11 @@ integers it keeps. First used in notebook 12.
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
+import re
 import runpy
 import shutil
 import sys
@@ -21,6 +23,8 @@ from helpers.models import choose, files
 from helpers.models.catalogue import read_json
 from helpers.timing import NEW_TOKENS
 
+COMPARED = ("llama", "qwen2")  # model types whose graphs tests hold against transformers
+KNOWN = "take a Llama or a Qwen2, or llama.cpp (notebook 11)"
 THETA = 10000  # rotary positions' base, where a config names none
 GROUPS, BITS = (16, 32, 64, 128, 256), (4, 8)  # of GPTQ's integers, tried against the same weights unpacked by hand
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "onnx")
@@ -42,20 +46,37 @@ def export(step, precision, name=None, **options):
             print(f"Writing {folder.name} (some seconds for a small model, minutes for a large one) ...", flush=True)
             words = ["-i", str(source), "-o", str(partial), "-p", precision, "-e", "cpu", "-c", str(partial / "cache"), "--extra_options", "hf_token=false"]
             problem = _build([*words, *(f"{key}={value}" for key, value in options.items())])
+            if problem.startswith("AttributeError"):  # of a configuration: transformers 5 has moved settings, and the builder looks for them in the old place
+                raise CheckpointError(f"{source} could not be written as ONNX ({problem}): the builder does not know it as this transformers has it; {KNOWN}.")
             if problem or not (partial / READY).is_file():
                 raise CheckpointError(f"{source} could not be written as ONNX ({problem}): check that memory and disk have room for three times its size.")
             shutil.rmtree(partial / "cache", ignore_errors=True)
     return folder
 
 
+def architectures():
+    """Return the architectures (set of str, as config.json names them) that the installed builder knows. It has no list: they stand in its source."""
+    source = Path(importlib.util.find_spec("onnxruntime_genai.models.builder").origin).read_text(encoding="utf-8")
+    return set(re.findall(r'config\.architectures\[0\] == "(\w+)"', source))
+
+
 def _check(step, source):
     """Raise CheckpointError for what the builder would read as something else, or ONNX Runtime cannot compute."""
-    config, shape, problem = library.plain_llama(source, "take another checkpoint", ("default", "llama3")), step.shape, ""
-    theta = (config.rope_parameters or {}).get("rope_theta", THETA)
-    if theta != read_json(source, "config.json").get("rope_theta", THETA):  # the builder looks there
-        problem = f"its rope_theta, {theta:g}, stands in rope_parameters alone, where the builder does not look: write it beside them in config.json, or"
-    elif step.format == "gptq":
-        layout = kernels.layout(step.quantization)
+    raw = read_json(source, "config.json")
+    name, kind = (raw.get("architectures") or ["model without a name"])[0], raw.get("model_type")
+    if name not in architectures():
+        version = setup.installed("onnxruntime-genai")
+        raise CheckpointError(f"{source} is a {name}, which the builder of onnxruntime-genai {version} does not know: {KNOWN}.")
+    if kind not in COMPARED:
+        print(f"The builder knows {name}, but this course has not compared its graphs with transformers: compare some logits before you trust them.")
+    problem = ""
+    if kind == "llama":
+        config = library.plain_llama(source, "take another checkpoint", ("default", "llama3"))
+        theta = (config.rope_parameters or {}).get("rope_theta", THETA)
+        if theta != raw.get("rope_theta", THETA):  # the builder looks there
+            problem = f"its rope_theta, {theta:g}, stands in rope_parameters alone, where the builder does not look: write it beside them in config.json, or"
+    if not problem and step.format == "gptq":
+        layout, shape = kernels.layout(step.quantization), step.shape
         if layout != "gptq":
             problem = f"its zero points are of layout {layout}, and the builder takes those of v1:"
         elif shape.group_size not in GROUPS or shape.bits not in BITS:

@@ -14,6 +14,7 @@ from helpers.machine import quiet
 from helpers.models import choose, files
 from helpers.models.catalogue import read_json
 
+TRIAL = "The best way to spend a long afternoon is"  # for a look at a kernel's sums
 _loaded = {}  # of the model loaded last: weak references to its parts, its device, its bytes, and the memory in use after it was loaded
 
 
@@ -89,7 +90,7 @@ def load(step, device=None):
 
     (Where transformers renames the tensors of an architecture's files, it is asked as well for a report of what it missed.)
 
-    Where a GPTQ kernel fails on a GPU, the next one takes its place, which is printed too. "Before" is after the libraries were imported.
+    Where a GPTQ kernel fails on a GPU, or overflows, the next one takes its place, which is printed too. "Before" is after the libraries were imported.
     Raises DeviceError, CheckpointError (before weights are read) or NotEnoughMemoryError (before anything large is fetched or read).
     """
     arguments, plan = _arguments(step, device)
@@ -115,11 +116,24 @@ def load(step, device=None):
             kernels.ready(plan)
             arguments["quantization_config"] = _configuration(*_quantisation(step, plan))
         try:
-            return _load(step, arguments, before, plan)
+            model, tokenizer = _load(step, arguments, before, plan)
+            if not (why := _overflow(model, tokenizer, plan)):
+                return model, tokenizer
+            print(f"{kernels.NAMES[plan.kernel]} does not do for this model, because {why}: it is loaded again, with a kernel whose sums have 32 bits.")
         except KernelError as error:  # of a kernel that was asked for by name
-            problem = str(error)
-        print(problem)
-        plan.fail("it failed while the model was loaded")
+            why = "it failed while the model was loaded"
+            print(error)
+        model = tokenizer = None
+        free_caches()
+        plan.fail(why)
+
+
+def _overflow(model, tokenizer, plan):
+    """Why the kernel of ``plan`` cannot compute ``model``, in a clause; "" if it can. One pass, and only where it is in doubt: see ``kernels``."""
+    if plan is None or plan.kernel not in kernels.SUMS_OF_16_BITS or model.config.model_type == "llama":
+        return ""
+    found = library.not_finite(model, library.encode(tokenizer, TRIAL, return_tensors="pt").to(model.device))
+    return f"its sums have 16 bits, and those of {found[0]} overflow" if found else ""
 
 
 def _load(step, arguments, before, plan=None):

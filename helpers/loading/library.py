@@ -88,10 +88,10 @@ class _Found(Exception):
     """A layer whose output is not finite: the rest of the pass need not be computed."""
 
 
-def check_finite(model, ids, surely=False):
-    """Raise NotFiniteError if a layer of ``model`` computes what is no finite number from ``ids``, shape (batch, tokens); it names the first such layer.
+def not_finite(model, ids):
+    """Return (name, module) of the first layer of ``model`` that computes what is no finite number from ``ids``, shape (batch, tokens); None if all do.
 
-    One pass, with a look at the output of each layer: so it comes after what is timed, never before a first call. surely: something was not finite.
+    One pass, with a look at the output of each layer.
     """
     import torch
 
@@ -111,16 +111,25 @@ def check_finite(model, ids, surely=False):
     finally:
         for handle in handles:
             handle.remove()
+    return found[0] if found else None
+
+
+def check_finite(model, ids, surely=False):
+    """Raise NotFiniteError if a layer of ``model`` computes what is no finite number from ``ids``, shape (batch, tokens); it names the first such layer.
+
+    It comes after what is timed, never before a first call. surely: something was not finite.
+    """
+    found = not_finite(model, ids)
     if not found and not surely:
         return
-    name, module = found[0] if found else ("The model", model)
+    name, module = found or ("The model", model)
     dtype = str(model.dtype).removeprefix("torch.")
     if any(part.isnan().any() for part in (*module.parameters(), *module.buffers()) if part.is_floating_point()):
         problem = "has weights that are no numbers (NaN): fetch or build the checkpoint again"
     elif dtype == "float16":
         problem = (
             "overflows: float16 ends at 65,504, and it computes more from this prompt. Take bfloat16 (step 2, or dtype='bfloat16' of the step) or"
-            " float32, or for GPTQ a kernel whose sums have 32 bits"
+            " float32, or for GPTQ a kernel whose sums have 32 bits (gptq-triton)"
         )
     else:
         problem = f"computes numbers that are not finite in {dtype} from this prompt: take float32, or another checkpoint"
@@ -197,11 +206,33 @@ def encode(tokenizer, text, special=True, **how):
     raise problem
 
 
+def asked(tokenizer, text):
+    """Return the token ids, shape (1, tokens), that put ``text`` to a chat model as its user's words; None if the tokeniser has no chat template.
+
+    Without it a chat model goes on with the text as a base model does. Raises PromptError if the template fails.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        said = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    except Exception as error:
+        problem = explained(
+            error, PromptError, "The chat template of this tokeniser fails", "correct chat_template, or take it out in a copy of the checkpoint"
+        )
+    else:
+        return encode(tokenizer, said, special=False, return_tensors="pt")
+    raise problem
+
+
 def begin(tokenizer):
-    """Return the id of the token that begins a text. Raises PromptError where the tokeniser has none."""
-    if tokenizer.bos_token_id is None:
+    """Return the id of the token that begins a text: begin-of-sequence, or end-of-text where a tokeniser has no such token, as Qwen's.
+
+    So does lm-evaluation-harness (HFLM.prefix_token_id). Raises PromptError where the tokeniser has neither.
+    """
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if first is None:
         raise PromptError("This tokeniser has no begin-of-sequence token, which this prompt starts with: set bos_token in its tokenizer_config.json.")
-    return tokenizer.bos_token_id
+    return first
 
 
 def check_ids(model, ids):

@@ -175,6 +175,11 @@ def packing(folder, settings):
 
 
 LLAMA_2 = {"7B": Shape(4096, 11008, 32), "13B": Shape(5120, 13824, 40)}
+QWEN_2_5 = {  # Qwen2.5-0.5B and -1.5B (https://arxiv.org/abs/2412.15115), in the places of the article's two sizes; biases: of q, k and v
+    "7B": Shape(896, 4864, 24, 151936, kv_size=128, tied=True, biases=896 + 2 * 128),
+    "13B": Shape(1536, 8960, 28, 151936, kv_size=256, tied=True, biases=1536 + 2 * 256),
+}
+REAL = {"hub": LLAMA_2, "laptop": QWEN_2_5}  # {tier: {the article's size: Shape}} of the checkpoints that are fetched
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class Step:
 
     number: 1 to 4, or 0 for a variant, whose key in VARIANTS is ``name``. model: "7B" or "13B", the Llama-2 that the step is about.
     format: how the weights are stored, one of FORMATS. dtype: type of the activations (for GPTQ on a GPU only, see
-    loading.load_arguments). hub, embedded: the step's checkpoint on these tiers. tier: the chosen one of choose.TIERS, or "own" for
+    loading.load_arguments). hub, embedded, laptop: the step's checkpoint on these tiers. tier: the chosen one of choose.TIERS, or "own" for
     another checkpoint of the reader's. checkpoint: the Hub id or folder that is loaded. note: why it is this one, in a sentence, where
     that needs saying. detail: what a variant changes, in words. threshold: from which size on LLM.int8() computes an input in 16 bits
     (0: none). kernel: gptqmodel's name of the kernel that is asked for, "" for the course's choice (``kernels``).
@@ -195,6 +200,7 @@ class Step:
     dtype: str
     hub: str
     embedded: str
+    laptop: str
     tier: str = ""
     checkpoint: str = ""
     revision: str = "main"
@@ -211,8 +217,10 @@ class Step:
 
     @property
     def title(self):
-        """Short name for tables and charts, e.g. "7B 8-bit"; a stand-in never has Llama-2's name, e.g. "small 8-bit"."""
+        """Short name for tables and charts, e.g. "7B 8-bit"; a stand-in never has Llama-2's name, e.g. "small 8-bit", "Qwen2.5-0.5B 8-bit"."""
         model = self.model
+        if self.tier == "laptop":
+            model = Path(self.laptop).name.split("-Instruct")[0]
         if self.tier in ("embedded", "own"):
             model = Path(self.checkpoint).name.removesuffix("-gptq")
         return " ".join(filter(None, [model, FORMATS[self.format], self.packing, self.detail]))
@@ -220,19 +228,21 @@ class Step:
     packing = ""  # of a GPTQ checkpoint that is not packed as the article's are; see choose.Chosen
 
 
+BASE = "meta-llama/Llama-2-7b-hf", "small", "Qwen/Qwen2.5-0.5B-Instruct"  # on the tiers hub, embedded, laptop
 STEPS = {
-    1: Step(1, "7B", "int8", "float16", "meta-llama/Llama-2-7b-hf", "small"),
-    2: Step(2, "7B", "bf16", "bfloat16", "meta-llama/Llama-2-7b-hf", "small"),
-    3: Step(3, "7B", "gptq", "float16", "TheBloke/Llama-2-7b-Chat-GPTQ", "small-gptq"),
-    4: Step(4, "13B", "gptq", "float16", "TheBloke/Llama-2-13B-GPTQ", "large-gptq"),
+    1: Step(1, "7B", "int8", "float16", *BASE),
+    2: Step(2, "7B", "bf16", "bfloat16", *BASE),
+    3: Step(3, "7B", "gptq", "float16", "TheBloke/Llama-2-7b-Chat-GPTQ", "small-gptq", "Qwen/Qwen2.5-0.5B-Instruct-GPTQ-Int4"),
+    4: Step(4, "13B", "gptq", "float16", "TheBloke/Llama-2-13B-GPTQ", "large-gptq", "Qwen/Qwen2.5-1.5B-Instruct-GPTQ-Int4"),
 }
+LARGE = {"model": "13B", "hub": "meta-llama/Llama-2-13b-hf", "embedded": "large", "laptop": "Qwen/Qwen2.5-1.5B-Instruct"}
 KERNELS = ("torch", "torch_aten", "triton", "exllama_v2", "marlin")  # for 4-bit GPTQ; torch_aten for CPUs, the last three for GPUs
 VARIANTS = {  # each changes one thing of one of the four
     "int8-no-outliers": replace(STEPS[1], detail="without outliers", threshold=0.0),
     "fp16": replace(STEPS[2], format="fp16", dtype="float16"),
     "nf4": replace(STEPS[1], format="nf4"),
     **{f"gptq-{kernel}": replace(STEPS[3], detail=f"({kernel})", kernel=kernel) for kernel in KERNELS},
-    "13b-bf16": replace(STEPS[2], model="13B", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
-    "13b-int8": replace(STEPS[1], model="13B", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
-    "13b-nf4": replace(STEPS[1], model="13B", format="nf4", hub="meta-llama/Llama-2-13b-hf", embedded="large"),
+    "13b-bf16": replace(STEPS[2], **LARGE),
+    "13b-int8": replace(STEPS[1], **LARGE),
+    "13b-nf4": replace(STEPS[1], format="nf4", **LARGE),
 }

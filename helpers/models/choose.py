@@ -1,6 +1,7 @@
 """What decides the tier, and what can this machine load?
 
 hub        the article's own checkpoints from the Hugging Face Hub: for a GPU that they fit on
+laptop     small real models from the Hub, Qwen2.5, and their makers' own GPTQ: for any computer with a network; only where it is asked for
 synthetic  Llama-2's shapes with random weights, written on this disk: real sizes, kernels and timings without licence and download;
            the text has no sense
 embedded   the small trained models in ``data/``: any machine, no network
@@ -12,7 +13,7 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -20,19 +21,20 @@ from statistics import median
 from helpers import machine
 from helpers.errors import CheckpointError, NotEnoughMemoryError, UnknownStepError, UnknownTierError
 from helpers.models import files, hub, sizes, synthetic
-from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, STEPS, VARIANTS, Shape, Step, packing, settings
+from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, REAL, STEPS, VARIANTS, Shape, Step, packing, settings
 from helpers.setup import results_dir
 
 SLOWER = 1.3  # what fewer threads may cost on a quiet machine; beside other programs more threads cost far more than that
 LONG = 0.01  # seconds of one block: within it the system shares the cores out, so that medians hold beside other programs
-TIERS = ("embedded", "hub", "synthetic")
+TIERS = ("embedded", "laptop", "hub", "synthetic")
 OVERHEAD = 0.8e9  # estimate of the bytes beside the weights on one device: CUDA context, KV cache and activations of one short prompt
 
 
 def choose_tier(requested=None):
     """Return (tier, reason). ``requested``: a tier, "auto", or None for the environment variable TIER (default "auto").
 
-    "auto" takes the hub where all four steps fit on the GPU and the Hub answers, else the embedded models; reason says why.
+    "auto" takes the hub where all four steps fit on the GPU and the Hub answers, else the embedded models; reason says why, and names the
+    tier laptop: gigabytes are not fetched for small models unless somebody asks.
     """
     requested = requested or os.environ.get("TIER") or "auto"
     if requested in TIERS:
@@ -40,7 +42,15 @@ def choose_tier(requested=None):
     if requested != "auto":
         raise UnknownTierError(f"There is no tier {requested!r}: choose auto, {', '.join(TIERS[:-1])} or {TIERS[-1]}.")
     reason = _why_not_hub()
-    return ("embedded", f"Small embedded model instead of Llama-2, because {reason}.") if reason else ("hub", "")
+    if not reason:
+        return "hub", ""
+    instead = f"TIER=laptop takes small real models instead: {download('laptop') / 1e9:.1f} GB to download, any computer"
+    return "embedded", f"Small embedded model instead of Llama-2, because {reason}. {instead}."
+
+
+def download(tier):
+    """Bytes of the checkpoints of the four steps on ``tier``, a key of catalogue.REAL; what two steps share counts once."""
+    return sum({getattr(s, tier): REAL[tier][s.model].weight_bytes("bf16" if s.format == "int8" else s.format) for s in STEPS.values()}.values())
 
 
 @lru_cache(maxsize=1)
@@ -146,8 +156,8 @@ def get_step(number, tier=None, checkpoint=None, revision="main"):
         checkpoint, told = (own, None) if own.strip() and os.path.isdir(own) else hub.named(checkpoint)
         revision = told if told and revision == "main" else revision
         tier = "hub" if checkpoint in LIKE_FOR_LIKE else "own"
-    elif tier == "hub":
-        checkpoint, reason = hub.whether(step.hub, revision)
+    elif tier in REAL:
+        checkpoint, reason = hub.whether(getattr(step, tier), revision)
         note = " ".join(filter(None, [note, reason]))
     elif tier == "synthetic":
         checkpoint = str(synthetic.folder(step.model, step.format))
@@ -302,8 +312,8 @@ def survey():
     return found | {"speed": hub.speed(STEPS[4].hub, "model.safetensors")}
 
 
-def step_table(found, context=512):
-    """Return what each step needs and whether it fits (pandas.DataFrame, one line a step). context: tokens of prompt and answer.
+def step_table(found, context=512, tier="hub"):
+    """Return what each step on ``tier``, a key of REAL, needs and whether it fits (pandas.DataFrame, one line a step). context: tokens of prompt and answer.
 
     Weights: exact bytes, from the shape. Other: beside_weights, an upper estimate that no measurement on this machine backs. Without a GPU,
     the host's memory is what there is.
@@ -313,7 +323,7 @@ def step_table(found, context=512):
     gpus = [gpu for gpu in found["gpus"] if gpu.supported]
     lines = {}
     for number, step in STEPS.items():
-        shape = LLAMA_2[step.model]
+        shape = REAL[tier][step.model]
         weights, cache = shape.weight_bytes(step.format), shape.kv_bytes(context)
         download = shape.weight_bytes("bf16" if step.format == "int8" else step.format)
         beside = beside_weights(shape, step.format) if gpus else OVERHEAD
@@ -323,7 +333,7 @@ def step_table(found, context=512):
         where = "host" if not gpus else "GPU" if len(shared) == 1 else f"{len(shared)} GPUs"
         fits, disk = verdict(need, free), verdict(download, found["disk"])
         minutes = f"about {max(1, round(download / found['speed'] / 60))} min" if found["speed"] else "time unknown"
-        lines[f"{number}: {step.title}"] = {
+        lines[f"{number}: {replace(step, tier=tier).title}"] = {
             "weights": f"{weights:,}",
             f"KV cache ({context:,} tokens)": f"{cache / 1e9:.1f} GB",
             "other (estimate)": f"{len(shared) * beside / 1e9:.1f} GB",
@@ -331,16 +341,18 @@ def step_table(found, context=512):
             "free": f"{free / 1e9:.1f} GB ({where})",
             "verdict": fits,
             "download, time, disk": f"{download / 1e9:.1f} GB, {minutes}, {disk}",
-            "what to do": _advice(fits, disk, bool(gpus), found),
+            "what to do": _advice(fits, disk, bool(gpus), found, tier),
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("step")
 
 
-def _advice(fits, disk, gpu, found):
+def _advice(fits, disk, gpu, found, tier):
     if found["online"]:
         return "embedded models: they need no network"
     if disk == TOO_LARGE:
         return "make room, or set HF_HOME to another disk; or the embedded models"
+    if tier == "laptop":
+        return "embedded models" if fits == TOO_LARGE else "run it: TIER=laptop"
     if not gpu:
         where = "; in Colab: Runtime > Change runtime type > T4 GPU" if fits == TOO_LARGE else " (Llama-2 would run, slowly: TIER=hub)"
         return f"embedded models{where}"

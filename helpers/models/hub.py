@@ -274,6 +274,13 @@ def fetch_file(repository, name, revision="main"):
     return Path(path)
 
 
+def names(repository, revision="main"):
+    """Return the names of all files in a repository (list of str). Raises CheckpointError."""
+    from huggingface_hub import HfApi
+
+    return [f.rfilename for f in _try(lambda: HfApi().model_info(repository, revision=revision, timeout=2 * TIMEOUT), repository).siblings]
+
+
 def _bring(repository, revision, wanted, needed, lacking):
     """Bring the files that match ``wanted`` (patterns) into the cache. needed: a pattern of which there must be one; lacking: words for none."""
     from huggingface_hub import HfApi, constants
