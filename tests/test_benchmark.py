@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, benchmark, ledger, machine, process, timing
+from helpers import ROOT, benchmark, ledger, machine, process
 from helpers.article import breakdown
 from helpers.benchmark import job
 from helpers.errors import CheckpointError, CourseError, UnknownStepError
@@ -46,7 +46,7 @@ def test_rows_are_complete_and_in_the_ledger(measured, capsys):
         assert len(row["warm"]) == 2 and row["run"] == found.id and row["round"] == 1
         assert row["floor_bytes"] > row["read_bytes"] and row["floor_tpot_s"] == row["floor_bytes"] / row["bandwidth_bytes_per_s"]
         assert row["peak_generating_bytes"] > row["weight_bytes"] and row["load_s"] > 0
-        assert "--tier embedded" in row["command"] and set(row["operations_s"]) == set(timing.KINDS)
+        assert "--tier embedded" in row["command"] and set(row["operations_s"]) == set(job.KINDS)
     assert found.rows[0]["prompt"] == PROMPT and found.rows[2]["prompt"] != PROMPT
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers import kernels, ledger, limits, loading, machine, quality, timing
+from helpers.benchmark import job
 from helpers.engines import serving
 from helpers.errors import DeviceError, NotEnoughMemoryError
 from helpers.models import choose
@@ -133,7 +134,7 @@ def test_a_row_and_a_profile():
     model, tokenizer = loading.load(step)
     row = ledger.make_row(step, timing.measure(model, tokenizer, warmups=1, repeats=2), model)
     assert json.dumps(row, allow_nan=False) and row["peak_gpu_reserved_bytes"] >= row["peak_gpu_allocated_bytes"] > step.bytes
-    kinds = timing.decode_step(model, timing.tokenise(model, tokenizer))
+    kinds = job.decode_step(model, timing.tokenise(model, tokenizer))
     assert kinds["matrix products"] > 0
 
 

@@ -11,6 +11,7 @@ import torch
 from support.mocked_cuda import PretendCuda, mock
 
 from helpers import ROOT, benchmark, kernels, ledger, limits, loading, machine, process, timing
+from helpers.benchmark import job
 from helpers.engines import old_stack, serving
 from helpers.errors import DeviceError, ImpossibleFigureError, NotEnoughMemoryError
 from helpers.machine import speed
@@ -120,10 +121,10 @@ def test_bandwidth(gpu, monkeypatch):
 
 def test_profile(gpu, monkeypatch):
     model, tokenizer = gpu
-    monkeypatch.setattr(timing, "PROFILED", 1)
-    monkeypatch.setattr(timing, "UNPROFILED", 1)
-    found = timing.decode_step(model, timing.tokenise(model, tokenizer))
-    assert set(found) == set(timing.KINDS) and found[timing.KINDS[-1]] > 0
+    monkeypatch.setattr(job, "PROFILED", 1)
+    monkeypatch.setattr(job, "UNPROFILED", 1)
+    found = job.decode_step(model, timing.tokenise(model, tokenizer))
+    assert set(found) == set(job.KINDS) and found[job.KINDS[-1]] > 0
 
 
 def test_this_machine_in_the_calculator(gpu, monkeypatch):

@@ -5,8 +5,9 @@ First used in notebook 06.
 
 from typing import NamedTuple
 
-from helpers import ledger, plots, timing
+from helpers import ledger, plots
 from helpers.benchmark import by_step
+from helpers.benchmark.job import KINDS
 from helpers.plots import where
 from helpers.timing import seconds
 
@@ -47,14 +48,14 @@ def operations_chart(rows, save_as=None):
     texts = []
     for place, row in enumerate(measured.values()):
         total, left = sum(row["operations_s"].values()), 0
-        for kind in timing.KINDS:
+        for kind in KINDS:
             share = 100 * row["operations_s"][kind] / total
             colour, hatch = STYLES[kind]
             axes.barh(place, share, left=left, color=colour, hatch=hatch, edgecolor="white", label=kind if place == 0 else None)
             if share >= 8:
                 axes.text(left + share / 2, place, f"{share:.0f}", ha="center", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1})
             left += share
-        texts.append(f"{row['title']}: " + ", ".join(f"{kind} {100 * row['operations_s'][kind] / total:.0f} %" for kind in timing.KINDS))
+        texts.append(f"{row['title']}: " + ", ".join(f"{kind} {100 * row['operations_s'][kind] / total:.0f} %" for kind in KINDS))
     axes.set_yticks(range(len(measured)), [row["title"] for row in measured.values()])
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)

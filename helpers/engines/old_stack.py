@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers import ROOT, loading, machine, process, setup, timing
+from helpers.benchmark.job import decode_step
 from helpers.engines import timed
 from helpers.errors import CheckpointError, CourseError, NotEnoughMemoryError, PackagesError
 from helpers.models import choose, files
@@ -201,7 +202,7 @@ def ask(environment, job):
 
     Keys: python (its version), device (in words), versions ({package: version}), runs ({dtype: run}). A run: timing (Timing), kernel
     (class name with its module), weight_bytes_loaded, empty_biases (how many tensors the file lacks), not_finite (how many numbers in their
-    place were not finite), logits (of each position of prompt and answer but the last; float32), operations (timing.decode_step; None on a GPU).
+    place were not finite), logits (of each position of prompt and answer but the last; float32), operations (decode_step; None on a GPU).
     """
     answer = environment.call("helpers.engines.old_stack.work", job)
     for run in answer["runs"].values():
@@ -267,7 +268,7 @@ def _measure(job, dtype):
         raise CourseError(f"The model's output in {dtype} is not finite, so nothing measured on it counts: take another checkpoint, or today's libraries.")
     kernel = type(model.model.layers[0].self_attn.q_proj)
     # on a GPU torch 2.2's profiler calls its figures by other names than today's
-    operations = timing.decode_step(model, ids[None].to(model.device)) if job["device"] == "cpu" else None
+    operations = decode_step(model, ids[None].to(model.device)) if job["device"] == "cpu" else None
     found = {"timing": asdict(result), "kernel": f"{kernel.__module__}.{kernel.__name__}", "weight_bytes_loaded": loading.weight_bytes(model)}
     found |= {"empty_biases": len(missing), "not_finite": not_finite, "logits": logits.tolist(), "operations": operations}
     del model
