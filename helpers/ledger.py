@@ -33,7 +33,8 @@ NOISE = 5  # per cent: a smaller change counts as none
 BESIDE = 30  # per cent: the noise of warm calls beside other programs, though cores were left: of the two threads of one core each slows the other
 MANY = 5  # rows of a step: from so many on, one that lies apart is no noise
 COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the first call
-WARM = {"tpot_s": "tpot", "warm_ttft_s": "ttft", "warm_cpu_total_s": "cpu_total"}  # of the warm calls: what of a call; all others their wall time
+# of the warm calls: what of a call; all others their wall time
+WARM = {"tpot_s": "tpot", "pass_s": "pass_time", "warm_ttft_s": "ttft", "warm_cpu_total_s": "cpu_total"}
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
 REQUIRED = {
     "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str, "prompt": str,
@@ -90,6 +91,8 @@ def measured(timing, packages=PACKAGES):
         "warm_ttft_s": timing.median("ttft"),
         "tpot_s": timing.median("tpot"),
         "decode_tokens_per_s": timing.decode_rate,
+        "pass_s": timing.median("pass_time"),
+        "tokens_per_pass": timing.median("tokens_per_pass"),
         **{f"{name}_bytes": getattr(timing, name) for name in ("peak_gpu_allocated", "peak_gpu_reserved", "peak_rss")},
         "threads": timing.threads,
         **timing.load,
@@ -118,8 +121,9 @@ def held(row, device, speed=None):
 def refusal(row, rows=()):
     """Why ``row`` cannot be right, in a sentence; "" if nothing is wrong. The best bandwidth of ``row`` and of those like it in ``rows`` counts.
 
-    A pass takes at least the time that reading its bytes takes, and afterwards the weights that it has read are in the memory: of the GPU, else
-    of the process (resident_bytes: what loading and decoding added to it; without that key its peak).
+    A pass takes at least the time that reading its bytes takes; a token may take less, where one pass judges several proposed ones. Afterwards
+    the weights that were read are in the memory: of the GPU, else of the process (resident_bytes: what loading and decoding added to it;
+    without that key its peak).
     """
     size = row.get("floor_bytes") or row["read_bytes"]
 
@@ -128,12 +132,13 @@ def refusal(row, rows=()):
         return other["device"] == row["device"] and len(set(same)) == 1 and other.get("bandwidth_bytes_per_s")
 
     best = max(each["bandwidth_bytes_per_s"] for each in (row, *filter(like, rows)))
-    passes = [(call["wall"] - call["ttft"]) / (row["new_tokens"] - 1) for call in row["warm"] if row["new_tokens"] > 1]
+    passes = [(call["wall"] - call["ttft"]) / (n - 1) for call in row["warm"] if (n := call.get("passes") or row["new_tokens"]) > 1]
     fastest, floor = min([*passes, row["warm_ttft_s"]]) if passes else inf, size / best
     resident = next((row[key] for key in ("resident_bytes", "peak_gpu_allocated_bytes", "peak_rss_bytes") if row.get(key) is not None), inf)
     problem = ""
     if fastest < SURE * floor:
-        problem = f"{seconds(fastest)} a token is less than the {seconds(floor)} that reading its {size:,} bytes takes at {best / 1e9:.1f} GB/s"
+        what = "token" if row.get("tokens_per_pass") in (None, 1) else "pass"
+        problem = f"{seconds(fastest)} a {what} is less than the {seconds(floor)} that reading its {size:,} bytes takes at {best / 1e9:.1f} GB/s"
     elif resident < row["read_bytes"]:
         problem = f"a token reads {row['read_bytes']:,} bytes of weights, and only {resident:,} are in the memory after it"
     end = "This is an error of the measurement, so it was not written down: run it again when the machine is quiet."

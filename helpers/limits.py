@@ -59,7 +59,7 @@ def step_bytes(shape, format, context, batch=1, group_size=None):
 def with_floor(rows, device=None, speeds=()):
     """Return ``rows`` with the floor of a token: bandwidth_bytes_per_s, and floor_tpot_s, the seconds that reading its bytes takes at that.
 
-    The bytes are the row's floor_bytes (weights and KV cache), without that key its read_bytes (the weights alone). The bandwidth of
+    The floor is a pass's; where a pass gives several tokens (tokens_per_pass), each has its part of it. The bytes are the row's floor_bytes (weights and KV cache), without that key its read_bytes (the weights alone). The bandwidth of
     ``device`` is measured now, over as many bytes; that of a larger set counts for a smaller one too, and so does what was measured beside the
     rows. speeds: [(bytes, bytes a second)] known before.
     """
@@ -68,7 +68,9 @@ def with_floor(rows, device=None, speeds=()):
     found = []
     for row in rows:
         best = max(speed for size, speed in speeds if size >= min(row["read_bytes"], LARGEST))
-        found.append(row | {"bandwidth_bytes_per_s": best, "floor_tpot_s": row.get("floor_bytes", row["read_bytes"]) / best})
+        found.append(
+            row | {"bandwidth_bytes_per_s": best, "floor_tpot_s": row.get("floor_bytes", row["read_bytes"]) / best / (row.get("tokens_per_pass") or 1)}
+        )
     return found
 
 

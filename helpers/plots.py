@@ -71,7 +71,7 @@ def times(row):
     tpot, floor = row["tpot_s"], row.get("floor_tpot_s")
     found = {"first call": seconds(row["wall_s"]), "warm call": seconds(row["warm_wall_s"]), "TTFT": seconds(row["warm_ttft_s"]), "TPOT": seconds(tpot)}
     found |= {"tokens/s": "-" if tpot is None else f"{row['decode_tokens_per_s']:,.1f}", "floor": seconds(floor)}
-    found["GB/s"] = f"{row.get('floor_bytes', row['read_bytes']) / floor / 1e9:.1f}" if floor else "-"
+    found["GB/s"] = f"{row.get('floor_bytes', row['read_bytes']) / floor / (row.get('tokens_per_pass') or 1) / 1e9:.1f}" if floor else "-"
     return found | {"TPOT / floor": f"{tpot / floor:.1f}" if tpot and floor else "-"}
 
 

@@ -21,7 +21,10 @@ UNSTEADY, AGAIN, LONG = 0.1, 2, 60  # repeats that differ by more (IQR / median)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of ``generate``; seconds. user and sys are this process's over all its threads, as ``%%time`` reports them."""
+    """One call of ``generate``; seconds. user and sys are this process's over all its threads, as ``%%time`` reports them.
+
+    passes: through the model whose text it is, the prompt's included; 0: not counted, which means one a token.
+    """
 
     user: float
     sys: float
@@ -29,6 +32,7 @@ class Call:
     ttft: float
     new_tokens: int
     others: float = 0.0  # cores that other programs used meanwhile, see machine.Load
+    passes: int = 0
 
     @property
     def cpu_total(self):
@@ -44,6 +48,18 @@ class Call:
     def tpot(self):
         """Time per output token: decode time / (n - 1). None for a single token, which has no decode phase."""
         return self.decode / (self.new_tokens - 1) if self.new_tokens > 1 else None
+
+    @property
+    def pass_time(self):
+        """Seconds of one pass of the decode phase: decode time / (passes - 1). The TPOT, where each pass makes one token."""
+        passes = self.passes or self.new_tokens
+        return self.decode / (passes - 1) if passes > 1 else None
+
+    @property
+    def tokens_per_pass(self):
+        """Tokens that a pass of the decode phase gives, as TPOT counts them: (n - 1) / (passes - 1), so pass_time / TPOT."""
+        passes = self.passes or self.new_tokens
+        return (self.new_tokens - 1) / (passes - 1) if passes > 1 else None
 
     def __str__(self):
         return (
@@ -149,16 +165,17 @@ def prompt_ids(model, tokenizer, tokens, batch=1):
 def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **options):
     """Call ``model.generate`` once and return (Call, new token ids as a list of int, of the first sequence).
 
-    prompt: a text, or token ids of shape (batch, tokens). options: what else ``generate`` is to be told, e.g. cache_implementation; of the
-    checkpoint's own generation_config nothing is used. On a GPU the clock waits for its work at the start, after the first token's logits
-    and at the end, and nowhere between. Raises NotFiniteError, after the clock has stopped, if the last logits are not finite.
+    prompt: a text, or token ids of shape (batch, tokens). options: what else ``generate`` is to be told, e.g. cache_implementation, or
+    assistant_model with num_assistant_tokens; of the checkpoints' own generation_config nothing is used. On a GPU the clock waits for its work
+    at the start, after the first token's logits and at the end, and nowhere between. Raises NotFiniteError, after the clock has stopped, if
+    the last logits are not finite.
     """
     import torch
     from transformers import LogitsProcessorList
 
     ids = tokenise(model, tokenizer, prompt, new_tokens)
     gpus = [n for n in range(torch.cuda.device_count()) if torch.cuda.memory_allocated(n)] if ids.is_cuda else []
-    problem, own = None, model.generation_config
+    problem, proposed = None, library.proposes(options)
     settings, rest = library.greedy(model, tokenizer, new_tokens, **options)
 
     def synchronise():
@@ -166,18 +183,17 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
             torch.cuda.synchronize(n)
 
     first = _FirstToken(synchronise)
-    model.generation_config = settings  # it fills what the call leaves open
-    synchronise()
-    load = machine.Load()
-    user, system = machine.cpu_times()
-    start = time.perf_counter()
-    try:
-        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, logits_processor=LogitsProcessorList([first]), **rest)
+    processors = LogitsProcessorList([] if proposed else [first])
+    with library.prepared(model, settings, options, first.after_pass):
         synchronise()
-    except Exception as error:
-        problem = machine.out_of_memory(error, str(ids.device), "generating") or library.explained(error, LibraryError, *library.FAILED)
-    finally:
-        model.generation_config = own
+        load = machine.Load()
+        user, system = machine.cpu_times()
+        start = time.perf_counter()
+        try:
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, logits_processor=processors, **rest)
+            synchronise()
+        except Exception as error:
+            problem = machine.out_of_memory(error, str(ids.device), "generating") or library.explained(error, LibraryError, *library.FAILED)
     if problem:  # raised here, where the failed call's variables are gone
         if isinstance(problem, MemoryError):
             loading.memory.hollow(model)
@@ -185,11 +201,12 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
     end = time.perf_counter()
     user_end, system_end = machine.cpu_times()
     new = output[0, ids.shape[1] :].tolist()
+    new = new[:new_tokens] if proposed else new  # transformers 5.0 keeps all tokens of the last pass
     if len(new) != new_tokens:
         raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong, so load the model anew.")
     if not first.scores.nan_to_num(torch.inf).lt(torch.inf).all():  # -inf keeps the end of text away
         library.check_finite(model, output, surely=True)
-    return Call(user_end - user, system_end - system, end - start, first.time - start, len(new), load.stop().others), new
+    return Call(user_end - user, system_end - system, end - start, first.time - start, len(new), load.stop().others, first.passes), new
 
 
 def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, warmups=WARMUPS, repeats=REPEATS, **options):
@@ -251,13 +268,19 @@ def spread(calls, quantity="wall"):
 
 
 class _FirstToken:
-    """A logits processor that notes when the first token's logits are there; a class, because transformers inspects a function for 0.4 ms a token."""
+    """A logits processor that notes when the first token's logits are there; a class, because transformers inspects a function for 0.4 ms a token.
+
+    Where tokens are proposed, a processor sees the proposals' logits too: there the passes through the model itself are watched.
+    """
 
     def __init__(self, synchronise):
-        self.synchronise, self.time, self.scores = synchronise, None, None
+        self.synchronise, self.time, self.scores, self.passes = synchronise, None, None, 0
+
+    def after_pass(self, module, inputs, output):
+        self(None, output.logits[:, -1])
 
     def __call__(self, input_ids, scores):
-        self.scores = scores
+        self.scores, self.passes = scores, self.passes + 1
         if self.time is None:
             self.synchronise()
             self.time = time.perf_counter()

@@ -19,10 +19,16 @@ NO_MATTER = {"attention_dropout", "initializer_range", "pretraining_tp", "use_ca
 NOT_NAMED = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config")
 
 
+def proposes(options):
+    """Whether ``generate`` with ``options`` has tokens proposed to it, which one pass of the model then judges."""
+    return any(options.get(name) for name in ("assistant_model", "prompt_lookup_num_tokens"))
+
+
 def greedy(model, tokenizer, new_tokens, **options):
     """Return the GenerationConfig of ``new_tokens`` new tokens, greedily, and what of ``options`` is not a part of one.
 
-    All that affects time and text is the course's; of the checkpoint's own settings only the end of text is taken, which is kept away.
+    All that affects time and text is the course's; of the checkpoint's own settings only the end of text is taken, which is kept away. Of
+    proposed tokens always the same number is judged: transformers would change it by how sure the draft is.
     """
     from transformers import GenerationConfig
 
@@ -37,7 +43,52 @@ def greedy(model, tokenizer, new_tokens, **options):
         eos_token_id=ends,
         pad_token_id=tokenizer.eos_token_id,
     )
+    if proposes(options):
+        settings.min_new_tokens, settings.suppress_tokens = None, ends if isinstance(ends, list) else [ends]  # transformers 5.0 refuses the former
+        settings.num_assistant_tokens_schedule, settings.assistant_confidence_threshold = "constant", 0.0
     return settings, settings.update(**options)
+
+
+@contextlib.contextmanager
+def prepared(model, settings, options, after_pass):
+    """Meanwhile ``generate`` takes what a call leaves open from ``settings``, for ``model`` and for a draft in ``options``.
+
+    Where tokens are proposed, ``after_pass`` is called as a forward hook of the model.
+    """
+    draft = options.get("assistant_model")
+    with contextlib.ExitStack() as undo:
+        for each in (model, draft) if draft else (model,):
+            undo.callback(setattr, each, "generation_config", each.generation_config)
+            each.generation_config = settings
+        if proposes(options):
+            undo.callback(model.register_forward_hook(after_pass).remove)
+        if draft:
+            undo.enter_context(_forgetting())
+        yield
+
+
+@contextlib.contextmanager
+def _forgetting():
+    """Meanwhile a draft's cache loses all that was refused: before 5.23, transformers dropped one token, and then failed or proposed worse (seen in 5.15)."""
+    import transformers
+    from transformers.generation.candidate_generator import AssistedCandidateGenerator as Drafting
+
+    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23):
+        yield
+        return
+    before = Drafting._update_past_and_masks
+
+    def update(self, input_ids, *others, **more):
+        cache = self.assistant_kwargs.get("past_key_values")
+        if cache is not None and (extra := cache.get_seq_length() - (input_ids.shape[-1] - 1)) > 0:
+            cache.crop(-extra)
+        return before(self, input_ids, *others, **more)
+
+    Drafting._update_past_and_masks = update
+    try:
+        yield
+    finally:
+        Drafting._update_past_and_masks = before
 
 
 def attention(folder):
