@@ -50,10 +50,7 @@ def site(executed, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
     rows = ledger.read(ROOT / "data" / "recorded" / "cpu-2-cores" / "ledger.jsonl")
     (results / "ledger.jsonl").write_text("".join(json.dumps(row | {"date": datetime.now(UTC).isoformat()}) + "\n" for row in rows))
-    notebooks = {
-        str(path.relative_to(ROOT)): json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(ROOT.glob(book.NOTEBOOKS)) + sorted(ROOT.glob(book.EXERCISES))
-    }
+    notebooks = book.unexecuted(book.NOTEBOOKS, *book.NOT_RUN)
     exercise = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(FOLDED)])
     assert book.make(results / "book", results, notebooks | {PAGE: copy.deepcopy(executed), EXERCISE: exercise}) == []
     return results / "book"
@@ -64,7 +61,7 @@ def page(site, name):
 
 
 def test_every_page_is_there(site):
-    for path in [*ROOT.glob("notebooks/[0-9]*.ipynb"), *ROOT.glob("notebooks/exercises/[0-9]*.ipynb"), *ROOT.glob("docs/*.md"), ROOT / "CHANGELOG.md"]:
+    for path in [ROOT / "CHANGELOG.md", *(path for pattern in (book.NOTEBOOKS, *book.NOT_RUN, "docs/**/*.md") for path in ROOT.glob(pattern))]:
         name = path.relative_to(ROOT).with_suffix(".html")
         assert (site / name).is_file() or path == ROOT / book.HOME
         assert page(site, "index.html").find("a", href=str(name)) or path == ROOT / book.HOME, f"the first page does not lead to {name}"
@@ -181,6 +178,35 @@ def test_a_notebook_that_changed_is_executed_again(tmp_path, executed):
     assert not executed_of(changed, executed) and not executed_of(executed, stopped) and not executed_of(executed, unfinished)
     (results / path.name).unlink()
     assert book.executed(path, results) is None
+
+
+def test_only_what_changed_is_executed(tmp_path, monkeypatch, capsys):
+    """main() hands to make run the notebooks without a run of today's text, and builds from all; what stops, stops the book."""
+    asked, built = [], {}
+
+    def run_of(names, counts=1):
+        for path in ROOT.glob(book.NOTEBOOKS):
+            if path.name in names:
+                notebook = json.loads(path.read_text(encoding="utf-8"))
+                cells = [cell | ({"execution_count": counts} if cell["cell_type"] == "code" else {}) for cell in notebook["cells"]]
+                (tmp_path / path.name).write_text(json.dumps(notebook | {"cells": cells}), encoding="utf-8")
+        return 0
+
+    def runs(names):
+        asked.append(names)
+        return run_of(names)
+
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    monkeypatch.setattr(book.run, "main", runs)
+    monkeypatch.setattr(book, "make", lambda site, results, notebooks: built.update(notebooks) or [])
+    run_of([path.name for path in ROOT.glob(book.NOTEBOOKS) if path.name[:2] != "03"])
+    assert book.main() == 0 and asked == [["03_gptq_7b.ipynb"]] and set(book.unexecuted(book.NOTEBOOKS, *book.NOT_RUN)) == set(built)
+    assert book.main() == 0 and len(asked) == 1  # and not again
+    run_of(["03_gptq_7b.ipynb"], counts=None)
+    monkeypatch.setattr(book.run, "main", lambda names: 1)
+    assert book.main() == 1
+    monkeypatch.setattr(book.run, "main", lambda names: 0)
+    assert book.main() == 1 and "03_gptq_7b.ipynb did not run to the end" in capsys.readouterr().err
 
 
 def test_every_paper_is_in_the_bibliography():

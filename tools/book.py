@@ -23,7 +23,7 @@ from helpers.errors import CourseError
 from tools import ROOT, badges, run
 
 NOTEBOOKS = "notebooks/[0-9][0-9]_*.ipynb"
-EXERCISES = "notebooks/exercises/[0-9][0-9]_*.ipynb"  # learners'; their solutions are folded already
+NOT_RUN = ("notebooks/exercises/[0-9][0-9]_*.ipynb", "notebooks/teaching/*.ipynb")  # make run leaves these out; exercises have their solutions folded
 PAGES = ("docs/**/*.md", "CONTRIBUTING.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md", "LICENSE-TEXT.md", "data/README.md", "data/recorded/README.md")
 HOME = "docs/index.md"  # the site's first page; README.md says the same to those who have the files
 CHAPTERS = {  # of the table of contents, below the notebooks; a page that stands in none of these is one of the last
@@ -51,6 +51,12 @@ def executed(path, results):
     ran = all(cell["execution_count"] for cell in found["cells"] if cell["cell_type"] == "code" and "".join(cell["source"]).strip())
     failed = any(output["output_type"] == "error" for cell in found["cells"] for output in cell.get("outputs", ()))
     return found if now == then and ran and not failed else None
+
+
+def unexecuted(*patterns):
+    """{path in the course: the notebook as a dict} of the notebooks that ``patterns`` name, as they are in the course."""
+    paths = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    return {path.relative_to(ROOT).as_posix(): json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def _sources(notebook):
@@ -237,7 +243,7 @@ def first_page(text, notebooks, results):
     rows = [
         f"| [{name[13:15]}]({'../' + name}) | {title(book)} |"
         for name, book in notebooks.items()
-        if f"/{Path(name).name})" not in text and "/exercises/" not in name
+        if re.match(r"notebooks/\d", name) and f"/{Path(name).name})" not in text
     ]
     return text.rstrip() + "".join(f"\n{row}" for row in rows) + "\n"
 
@@ -250,7 +256,7 @@ def contents(names):
     """The table of contents for all pages but the first, in MyST's words. names: their paths on the site."""
     left = [name.rsplit(".", 1)[0] for name in dict.fromkeys(names) if name != "index.md"]
     chapters = {
-        "Notebooks": [name for name in left if name.startswith("notebooks/") and "/exercises/" not in name],
+        "Notebooks": [name for name in left if re.match(r"notebooks/\d", name)],
         "Exercises": [name for name in left if "/exercises/" in name],
     }
     for chapter, wanted in CHAPTERS.items():
@@ -371,7 +377,7 @@ def main():
             print(f"{', '.join(stale)} did not run to the end: see the files of that name in {results}.", file=sys.stderr)
             return 1
     notebooks = {path.relative_to(ROOT).as_posix(): executed(path, results) for path in paths}
-    notebooks |= {path.relative_to(ROOT).as_posix(): json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob(EXERCISES))}
+    notebooks |= unexecuted(*NOT_RUN)
     site = results / "book"
     if wrong := make(site, results, notebooks):
         print("\n".join(wrong), file=sys.stderr)
