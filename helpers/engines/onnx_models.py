@@ -69,7 +69,7 @@ def _check(step, source):
         raise CheckpointError(f"{source} is a {name}, which the builder of onnxruntime-genai {version} does not know: {KNOWN}.")
     if kind not in COMPARED:
         print(f"The builder knows {name}, but this course has not compared its graphs with transformers: compare some logits before you trust them.")
-    problem = ""
+    problem = None
     if kind == "llama":
         config = library.plain_llama(source, "take another checkpoint", ("default", "llama3"))
         theta = (config.rope_parameters or {}).get("rope_theta", THETA)
