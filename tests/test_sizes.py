@@ -147,7 +147,13 @@ def test_gptq_of_other_architectures(tmp_path, kind):
     step = choose.get_step(3, checkpoint=str(folder))
     assert step.bytes == real and step.title == "gptq GPTQ 4-bit, g32"
     model, tokenizer = loading.load(step)
-    assert "Linear" in type(loading.first_layer(model)[1]).__name__ and type(loading.first_layer(model)[1]) is not torch.nn.Linear
+    name, layer = loading.first_layer(model)
+    assert "Linear" in type(layer).__name__ and type(layer) is not torch.nn.Linear
+    assert (
+        name
+        == f"model.layers.0.self_attn.{'o_proj' if kind == 'phi3' else 'q_proj'}"
+        == loading.first_layer(loading.load(choose.get_step(2, checkpoint=str(tmp_path / kind)))[0])[0]
+    )
     assert len(timing.generate_once(model, tokenizer, new_tokens=4)[1]) == 4
 
 

@@ -262,9 +262,14 @@ def weight_bytes(model):
 
 
 def first_layer(model):
-    """Return (name, layer) of the first linear layer of ``model``'s first block: of a Llama, and of most decoders, self_attn.q_proj. First used in notebook 01."""
+    """Return (name, layer) of a linear layer of ``model``'s first block, the same in all formats: self_attn.q_proj where there is one. First used in notebook 01.
+
+    By its name, because GPTQ's layers stand in another order than those that they have replaced.
+    """
     inside = set(model.get_decoder().modules())
-    return next((name, part) for name, part in model.named_modules() if part in inside and (hasattr(part, "in_features") or hasattr(part, "nf")))
+    found = {name: part for name, part in model.named_modules() if part in inside and (hasattr(part, "in_features") or hasattr(part, "nf"))}
+    name = min(found, key=lambda name: (".0." not in name, not name.endswith("q_proj"), "att" not in name, name))
+    return name, found[name]
 
 
 def layer_table(layer):
