@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from helpers import ROOT, ledger, plots
-from tools import badges, book, links, prose, run
+from tools import badges, book, book_outputs, links, prose, run
 
 pytest.importorskip("myst_nb", reason="what builds the site is not installed (requirements/book.txt)")
 from bs4 import BeautifulSoup
@@ -156,7 +156,7 @@ def test_progress_is_what_a_terminal_would_show():
     bar = "\rloading:   0%|          | 0/9 [00:00<?, ?it/s]\rloading:  44%|████▍     | 4/9 [00:02<00:02,  2.2it/s]\rloading: 100%|██████████| 9/9 [01:01<00:00,  2.2it/s]\n"
     again = "\rloading:   0%|          | 0/9 [00:00<?, ?it/s]\rloading: 100%|██████████| 9/9 [00:03<00:00,  2.2it/s]\n"
     nested = "\router: 00:01\n\rinner:  50%|█████     | 1/2 [00:00<00:00]\n\x1b[A\router: 00:02\n\rinner: 100%|██████████| 2/2 [00:01<00:00]\x1b[A\n"
-    assert book.progress(bar + again + "a warning\n" + nested).split("\n") == [
+    assert book_outputs.progress(bar + again + "a warning\n" + nested).split("\n") == [
         "loading: 9/9 in 01:01", "loading: 9/9 in 00:03", "a warning", "outer: 00:02", "inner: 2/2 in 00:01"
     ]  # fmt: skip
 
