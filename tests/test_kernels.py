@@ -16,7 +16,7 @@ from support.mocked_cuda import mock
 from helpers import ROOT, kernels, ledger, loading, machine, process
 from helpers.engines import serving
 from helpers.errors import CheckpointError, DeviceError, NotEnoughMemoryError
-from helpers.models import catalogue, choose
+from helpers.models import catalogue, choose, sizes
 
 GPTQ = {"bits": 4, "group_size": 128, "desc_act": False, "sym": True, "quant_method": "gptq"}
 TOOLS = ("ninja", "nvcc (the CUDA compiler)", "a C++ compiler (g++)")
@@ -59,7 +59,7 @@ def chosen_by_load(step, device="cuda:0"):
         quantizer = GPTQQuantizer.from_dict(transformers.GPTQConfig.from_dict(stored).to_dict_optimum())
         quantizer.select_quant_linear(device_map=arguments["device_map"], pack=False)
         chosen.update(layer=quantizer.quant_linear.__name__, dtype=arguments["dtype"], plan=plan, device_map=arguments["device_map"])
-        return "model", "tokenizer"
+        return SimpleNamespace(config=SimpleNamespace(model_type="llama")), "tokenizer"
 
     with pytest.MonkeyPatch.context() as patch:
         from gptqmodel.nn_modules.qlinear.exllamav2 import ExllamaV2Linear
@@ -213,7 +213,7 @@ def test_two_gpus_share_what_one_cannot_hold(gpu, monkeypatch):
     """As on Kaggle: the scratch space of each GPU is left free too."""
     gpu(free=5_000_000, count=2)
     monkeypatch.setattr(choose, "OVERHEAD", 1e6)
-    monkeypatch.setattr(type(catalogue.LLAMA_2["7B"]), "exllama_bytes", property(lambda self: 1_000_000))
+    monkeypatch.setattr(sizes.Sizes, "exllama_bytes", property(lambda self: 1_000_000))
     monkeypatch.setattr("helpers.machine.in_use", lambda device: 0)
     found = chosen_by_load(choose.get_step(3), device=None)
     assert found.device_map == "sequential" and found.layer == "ExllamaV2Linear"
