@@ -111,7 +111,7 @@ def write_awq(model, packed, tokenizer, folder, group_size=128):
 def write_compressed(model, tokenizer, preset, folder):
     """Write a copy of ``model`` as the checkpoint ``folder`` (a Path) by compressed-tensors' ``preset``; return the bytes of its tensors.
 
-    preset: a name of its PRESET_SCHEMES, e.g. "NVFP4A16". The scales are the library's own, for the largest weight of each row, group or
+    preset: a name of its PRESET_SCHEMES, e.g. "NVFP4A16". What is not quantised is stored in bfloat16. The scales are the library's own, for the largest weight of each row, group or
     tensor; activations are rounded while the model runs, and need none.
     """
     import torch
@@ -134,11 +134,25 @@ def write_compressed(model, tokenizer, preset, folder):
             layer.weight_scale.data = layer.weight_scale.data.copy_(scale)
         compressor = ModelCompressor.from_pretrained_model(model)
         compressor.compress_model(model)
+        packed = {id(tensor) for layer in linears(model).values() for tensor in layer.parameters()}
+        for tensor in model.parameters():
+            if id(tensor) not in packed:
+                tensor.data = tensor.data.bfloat16()  # as checkpoints hold what is not quantised
         with files.whole(Path(folder)) as part, torch.no_grad():
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
             compressor.update_config(part)
     return file_bytes(folder)
+
+
+def decompressed(model):
+    """Return ``model``, loaded from what ``write_compressed`` wrote, with its weights as float32: what its library would do at the first pass."""
+    with quiet():
+        for hook in list(model._forward_pre_hooks.values()):
+            hook(model, ())
+    for layer in linears(model).values():
+        layer.weight.data = layer.weight.data.float()
+    return model
 
 
 def file_bytes(folder):
