@@ -296,14 +296,20 @@ def cache_4(x):
 
 
 @pytest.mark.parametrize("which", WHICH)
-@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_0 rotated"])
 def test_cache(name, which, book, plain):
-    kind = {"q8_0": cache_8, "q4_0": cache_4}[name]
+    kind, H = {"q8_0": cache_8, "q4_0": cache_4, "q4_0 rotated": cache_4}[name], hadamard(EACH, EACH) if "rotated" in name else np.eye(EACH)
 
     def cache(x):
-        return kind(x.reshape(len(x), HEADS, 2, 32)).reshape(x.shape)
+        return kind((x @ H).reshape(len(x), HEADS, 2, 32)).reshape(x.shape) @ H.T
 
-    same(tried(book, which, book["cached"](name, book[name])), figures(plain[which], book, plain, cache=cache), ACTIVATIONS)
+    turn = book["torch"].tensor(H).float()
+    theirs = book[name.split()[0]]
+    same(
+        tried(book, which, book["cached"](name.replace(" ", "_"), lambda x: theirs(x @ turn) @ turn.T)),
+        figures(plain[which], book, plain, cache=cache),
+        ACTIVATIONS,
+    )
 
 
 def q4_k(data, columns):
