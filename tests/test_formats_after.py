@@ -116,7 +116,7 @@ def changed(w, quantiser):
 
 
 ACTIVATIONS = (
-    0.02  # where inputs are rounded too, sums of 32 and of 64 bits let some fall to the other side: the rest of so little text does not level that out
+    0.04  # where inputs are rounded too, sums of 32 and of 64 bits let some fall to the other side: the rest of so little text does not level that out
 )
 
 
