@@ -112,9 +112,9 @@ static: .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# What notebooks 11 to 15 would add by themselves, so that the tests do not depend on their order.
-.venv/tools: requirements/llamacpp.txt requirements/onnx.txt requirements/serving.txt requirements/uv.txt .venv/ready
-	@echo "Adding the tools of notebooks 11 to 15 (once) ..."
+# What notebooks 11 to 16 would add by themselves, so that the tests do not depend on their order.
+.venv/tools: requirements/llamacpp.txt requirements/onnx.txt requirements/serving.txt requirements/formats.txt requirements/uv.txt .venv/ready
+	@echo "Adding the tools of notebooks 11 to 16 (once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach file,$(filter requirements/%,$^),-r $(file))
 	@touch $@
 

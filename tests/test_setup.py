@@ -140,7 +140,7 @@ def test_replaced_after_import(monkeypatch):
     assert torch.__version__ in str(error.value)
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", *(f"requirements/{tool}.txt" for tool in ("llamacpp", "onnx", "serving", "uv"))])
+@pytest.mark.parametrize("file", ["requirements.txt", *(f"requirements/{tool}.txt" for tool in ("llamacpp", "onnx", "serving", "formats", "uv"))])
 def test_every_pin_is_installed_here_in_its_version(file):
     different = {n: (v, setup.installed(n)) for n, v in setup.pins(ROOT / file).items() if (setup.installed(n) or "").split("+")[0] != v}
     assert not different

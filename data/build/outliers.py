@@ -15,8 +15,8 @@ FACTOR = 16.0  # a power of two
 SHARE = 1 / 16  # of the channels
 
 
-def add_outlier_channels(model, seed):
-    """Scale a seeded choice of channels in every layer, in place; returns the model.
+def add_outlier_channels(model, seed, factor=FACTOR):
+    """Scale a seeded choice of channels in every layer, in place; returns the model. 1 / FACTOR takes the same channels back, exactly.
 
     Four places feed linears: the two norms (their weights are scaled), the
     values (rows of v_proj) and the up projection (rows of up_proj).
@@ -33,7 +33,7 @@ def add_outlier_channels(model, seed):
             ):
                 width = source.weight.shape[0]
                 chosen = torch.randperm(width, generator=generator)[: max(1, int(width * SHARE))]
-                source.weight[chosen] *= FACTOR
+                source.weight[chosen] *= factor
                 for reader in readers:
-                    reader.weight[:, chosen] /= FACTOR
+                    reader.weight[:, chosen] /= factor
     return model

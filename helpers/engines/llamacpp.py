@@ -67,11 +67,11 @@ def ready(repository, type="Q4_K_M"):
     return hub.fetch_file(repository, found[0])
 
 
-def write(checkpoint, type, path=None):
+def write(checkpoint, type, path=None, importance=None):
     """Write the unquantised Llama in the folder ``checkpoint`` as a GGUF file of ``type`` and return its path; show progress.
 
-    path: by default ``gguf/NAME-TYPE.gguf`` in the results folder. A file that is newer than the checkpoint is used again. Raises CheckpointError
-    if the folder can't be converted, UnknownFormatError, NotEnoughMemoryError if the disk is too small.
+    path: by default ``gguf/NAME-TYPE.gguf`` in the results folder. importance: {name in the checkpoint: see ``quantise``}. A file that is newer
+    than the checkpoint is used again. Raises CheckpointError if the folder can't be converted, UnknownFormatError, NotEnoughMemoryError if the disk is too small.
     """
     import gguf
     from tqdm.auto import tqdm
@@ -95,7 +95,7 @@ def write(checkpoint, type, path=None):
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for source, name, kind, _, _ in tqdm(plan, desc=f"writing {path.name}"):
-                writer.write_tensor_data(_blocks(_tensor(checkpoint, source), kind))
+                writer.write_tensor_data(_blocks(_tensor(checkpoint, source), kind, (importance or {}).get(source)))
             writer.close()
     return path
 
@@ -109,21 +109,27 @@ def sizes(path):
     return sum(tensors.values()), sum(tensors.values()) - (tensors["token_embd.weight"] if "output.weight" in tensors else 0)
 
 
-def quantise(matrix, type):
-    """Return ``matrix`` (numpy, shape (rows, columns)) as rows of ggml's blocks (uint8). type: a ggml type, e.g. "Q4_K"."""
+def quantise(matrix, type, importance=None):
+    """Return ``matrix`` (numpy, shape (rows, columns)) as rows of ggml's blocks (uint8). type: a ggml type, e.g. "Q4_K".
+
+    importance: (columns,), by how much the square of an error counts in each column: llama.cpp's importance matrix (tools/imatrix).
+    """
     import gguf
     import numpy as np
 
     kind = gguf.GGMLQuantizationType[type]
     block, size = gguf.GGML_QUANT_SIZES[kind]
     columns = matrix.shape[1]
+    counts = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    if counts is not None and counts.shape != (columns,):
+        raise UnknownFormatError(f"An importance of shape {counts.shape} does not fit rows of {columns} numbers: give one number for each column.")
     if columns % block:
         raise UnknownFormatError(f"Rows of {columns} numbers cannot be written as {type}: its blocks have {block}, so choose another type.")
 
     def blocks(rows):
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         found = np.empty((len(rows), columns // block * size), dtype=np.uint8)
-        _ggml().ggml_quantize_chunk(int(kind), rows.ctypes.data, found.ctypes.data, 0, len(rows), columns, None)
+        _ggml().ggml_quantize_chunk(int(kind), rows.ctypes.data, found.ctypes.data, 0, len(rows), columns, None if counts is None else counts.ctypes.data)
         return found
 
     with ThreadPoolExecutor(machine.cores()) as pool:  # the C function runs without Python's lock
@@ -237,13 +243,13 @@ def _tensor(checkpoint, name):
     return tensor
 
 
-def _blocks(tensor, kind):
+def _blocks(tensor, kind, importance=None):
     """``tensor`` (float32) as the array of bytes or numbers that the file holds."""
     import gguf
 
     if kind.name in ("F32", "F16"):
         return tensor.astype(kind.name.replace("F", "float"))
-    return gguf.quants.quantize(tensor, kind) if kind.name == "BF16" else quantise(tensor, kind.name)
+    return gguf.quants.quantize(tensor, kind) if kind.name == "BF16" else quantise(tensor, kind.name, importance)
 
 
 def reader(path):

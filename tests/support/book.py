@@ -10,12 +10,12 @@ from helpers import ROOT
 
 
 def functions(number, without=(), **others):
-    """{name: function} of all that notebook ``number`` defines, but for ``without``; nothing else of it runs. others: names that they use."""
+    """{name: function or class} of all that notebook ``number`` defines, but for ``without``; nothing else of it runs. others: names that they use."""
     names = {"torch": torch, "time": time} | others
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
-            if isinstance(node, ast.FunctionDef) and node.name not in without:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name not in without:
                 exec(compile(ast.Module([node], []), path.stem, "exec"), names)
     return names
 
