@@ -263,11 +263,11 @@ def test_who_waits_says_so(tmp_path):
     second = subprocess.Popen([sys.executable, "-c", waiter, tmp_path / "x"], **pipes)
     limit = threading.Timer(120, second.kill)  # of a waiter that says nothing
     limit.start()
-    said = second.stderr.readline() + second.stderr.readline()  # it begins a new line
+    said = any("another program is writing x, waiting for it" in line for line in second.stderr)  # up to that line
     limit.cancel()
     first.communicate()  # ends it
     second.communicate()
-    assert "another program is writing x, waiting for it" in said and first.returncode == second.returncode == 0
+    assert said and first.returncode == second.returncode == 0
     assert (tmp_path / "x").read_text() == "second"
 
 
@@ -328,7 +328,13 @@ ELSEWHERE = {  # function: why it writes by itself
     "helpers/models/synthetic.py:_write_files": "within files.whole",
     "helpers/engines/native.py:_unpack": "within files.whole",
     "helpers/process.py:serve": "pipes between two processes",
-    "helpers/quantise.py:save": "within files.whole",
+    "helpers/quantise/__init__.py:save": "within files.whole",
+    "helpers/quantise/formats.py:write_awq": "within files.whole", "helpers/quantise/formats.py:write_compressed": "within files.whole",
+    "notebooks/teaching/class_wall.ipynb:<module>": "what the browser sends to Colab's own machine; a second upload replaces it",
+    "notebooks/teaching/error_clinic.ipynb:<module>": "breaks a copy of a checkpoint on purpose, in a temporary folder",
+    "tools/book.py:stage": "in a temporary folder", "tools/slides.py:fetch": "within files.whole",
+    "tools/real_model.py:_assemble": "within files.whole", "tools/real_model.py:convert": "within files.whole", "tools/real_model.py:speeds": "within files.whole",
+    "tools/stick.py:copy_course": "a stick counts when it has been checked; the same command goes on", "tools/stick.py:main": "the same",
     "helpers/kernels.py:_copy": "within files.whole",
     "helpers/engines/serving.py:_start": "the log that the server's process writes",
     "helpers/models/choose.py:threads": "within files.whole: adds to what others wrote",
