@@ -185,6 +185,12 @@ def read_tensor(folder, name):
 
 def check_format(folder, format):
     """Raise CheckpointError unless ``folder/config.json`` is of a decoder whose weights a step of ``format`` can load; return its Sizes."""
+    check_method(folder, format)
+    return sizes.of(folder)
+
+
+def check_method(folder, format):
+    """Raise CheckpointError unless the weights in ``folder`` are quantised as a step of ``format`` loads them, by config.json alone."""
     folder = Path(folder)
     own = settings(folder)
     on_load = any(own.get(key) for key in ("load_in_8bit", "load_in_4bit", "_load_in_8bit", "_load_in_4bit"))
@@ -198,7 +204,7 @@ def check_format(folder, format):
     elif method != "gptq" and str(method).lower() == "gptq":
         why = f'names its quant_method {method!r} in config.json, and transformers knows "gptq": write it so'
     elif method == (None if format != "gptq" else "gptq"):
-        return sizes.of(folder)
+        return
     elif method == "gptq":
         why = "holds gptq weights: this step needs unquantised ones, so take step 3 or 4, which load GPTQ"
     elif method:
