@@ -29,8 +29,8 @@ def made(tmp_path_factory):
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(stick, "ROOT", course)
     status = stick.main([str(folder / "stick"), "--lean", "--for", "windows", "3.12"])
-    yield folder / "stick", status
     monkeypatch.undo()
+    return folder / "stick", status
 
 
 def test_it_is_made_and_tried(made):

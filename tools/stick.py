@@ -106,7 +106,7 @@ def bring(repository):
 def bring_models(folder, repositories):
     """Fetch ``repositories`` of the Hub into ``folder``, laid out as HF_HOME; with the notice that Meta's licence asks for."""
     for repository in repositories:
-        process.call("tools.stick.bring", repository, repository, variables=os.environ | {"HF_HOME": str(folder)})
+        process.call("tools.stick.bring", repository, repository, variables=os.environ | {"HF_HOME": str(folder), "HF_HUB_CACHE": str(folder / "hub")})
         if "llama-2" in repository.lower():
             files.write(folder / "Notice", META)
 
