@@ -22,9 +22,9 @@ EXERCISE = "notebooks/exercises/98_made_for_this_test.ipynb"
 FOLDED = "# 98 · Exercises\n\nAn exercise of [98](../98_made_for_this_test.ipynb).\n\n<details>\n<summary>Solution</summary>\n\n```python\nscale = 0.25\n```\n\n</details>"
 CELLS = [
     "# 98 · Made for this test\n\nTTFT, then TTFT again; `prefill` in code, a prefill in prose. Go to [00](00_start_here.ipynb) or [the licence](../LICENSE).",
-    f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import plots\nimport ipywidgets, os, pandas as pd, time\nfrom tqdm import notebook, tqdm",
+    f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom helpers import plots\nimport ipywidgets, os, pandas as pd\nfrom tqdm import notebook, tqdm",
     "figure, axes = plots.figure('A chart', 'x', 'y')\naxes.plot([1, 2])\nplots.show(figure, 'It rises from 1 to 2.')",
-    "for _ in tqdm(range(5), desc='on a terminal'):\n    time.sleep(0.02)",
+    "for n in range(6):  # as tqdm writes it, whatever the clock says\n    print('\\r' + tqdm.format_meter(n, 5, n / 50, prefix='on a terminal'), end='', file=sys.stderr)",
     "for _ in notebook.tqdm(range(4), desc='in a widget'):\n    pass",
     "model = ipywidgets.Dropdown(description='model', options=[('Llama', 1), ('another', 2)])\n"
     "ipywidgets.VBox([model, ipywidgets.IntText(description='context', value=512), ipywidgets.HTML('<pre>the answer</pre>')])",
