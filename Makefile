@@ -118,23 +118,10 @@ static: .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach file,$(filter requirements/%,$^),-r $(file))
 	@touch $@
 
-.venv/lab: requirements/lab.txt .venv/ready
-	@echo "Adding JupyterLab (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lab.txt
-	@touch $@
-
-.venv/slides: requirements/slides.txt .venv/ready
-	@echo "Adding nbconvert (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/slides.txt
-	@touch $@
-
-.venv/book: requirements/book.txt .venv/ready
-	@echo "Adding what builds the site (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/book.txt
-	@touch $@
-
-.venv/prose: requirements/prose.txt .venv/ready
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/prose.txt
+# What a target adds for itself: .venv/lab, .venv/slides, .venv/book, .venv/prose
+.venv/%: requirements/%.txt .venv/ready
+	@echo "Adding requirements/$*.txt (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # An environment of its own, without torch: a check answers within seconds.

@@ -60,12 +60,20 @@ def title(notebook):
     return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
 
 
-def badges(colab, kaggle):
-    """The two buttons that open a notebook elsewhere, side by side."""
-    return (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})\n"
-        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})"
-    )
+def button(colab):
+    """The button that opens a notebook in Colab."""
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})"
+
+
+def badges(repository, name):
+    """The two buttons that open the notebook ``name`` elsewhere, side by side."""
+    colab, kaggle = (url.format(repository=repository, branch=BRANCH, name=name) for url in (COLAB, KAGGLE))
+    return f"{button(colab)}\n[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})"
+
+
+def link(words, file, repository, name):
+    """A link to the notebook ``file``, with one that opens it in Colab. name: the same, seen from notebooks/."""
+    return f"[{words}]({file}) ([in Colab]({COLAB.format(repository=repository, branch=BRANCH, name=name)}))"
 
 
 def dress(notebook, name, previous, following, repository, exercises=None):
@@ -73,14 +81,13 @@ def dress(notebook, name, previous, following, repository, exercises=None):
 
     def links(neighbour):
         file, text = neighbour
-        return f"[{text}]({file}) ([in Colab]({COLAB.format(repository=repository, branch=BRANCH, name=file)}))"
+        return link(text, file, repository, file)
 
-    colab, kaggle = (url.format(repository=repository, branch=BRANCH, name=name) for url in (COLAB, KAGGLE))
     ways = [f"**{word}:** {links(n)}" for word, n in (("Previous", previous), ("Next", following)) if n]
     first, last = notebook.cells[0], notebook.cells[-1]
     heading, _, rest = _without_block(first.source).partition("\n")
     practice = f"**Exercises:** {links(exercises)}\n\n" if exercises else ""
-    first.source = f"{heading}\n\n{START}\n{badges(colab, kaggle)}\n\n{' · '.join(ways)}\n{END}\n\n{rest.strip()}"
+    first.source = f"{heading}\n\n{START}\n{badges(repository, name)}\n\n{' · '.join(ways)}\n{END}\n\n{rest.strip()}"
     last.source = f"{_without_block(last.source).strip()}\n\n{START}\n{practice}{' · '.join(reversed(ways))}\n{END}"
     next(cell for cell in notebook.cells if cell.cell_type == "code").source = setup_cell(repository)
     notebook.metadata = METADATA
@@ -94,8 +101,8 @@ def beside(notebook, name, repository):
     """As ``dress``, for the notebooks of notebooks/teaching: they have no neighbours, stand one folder deeper, and need no GPU."""
     first = notebook.cells[0]
     heading, _, rest = _without_block(first.source).partition("\n")
-    button = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({COLAB.format(repository=repository, branch=BRANCH, name=f'teaching/{name}')})"
-    first.source = f"{heading}\n\n{START}\n{button}\n{END}\n\n{rest.strip()}"
+    colab = COLAB.format(repository=repository, branch=BRANCH, name=f"teaching/{name}")
+    first.source = f"{heading}\n\n{START}\n{button(colab)}\n{END}\n\n{rest.strip()}"
     next(cell for cell in notebook.cells if cell.cell_type == "code").source = setup_cell(repository).replace('("..", ', '("../..", ', 1)
     notebook.metadata = {key: METADATA[key] for key in ("kernelspec", "language_info")} | {"colab": {"provenance": []}}
 
@@ -146,6 +153,13 @@ def written(repository, root=ROOT):
     return texts
 
 
+def write(texts):
+    """Write ``texts`` ({path: text}), where a file is missing or another."""
+    for path, text in texts.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            files.write(path, text)
+
+
 def stale(root=ROOT):
     """Paths of the files that make badges would change, were it run with the address that is set."""
     return [path for path, text in written(REPOSITORY, root).items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
@@ -162,9 +176,7 @@ def main(repository="", root=ROOT):
         print(f"{repository!r} is no repository: write make badges REPOSITORY=owner/name.", file=sys.stderr)
         return 2
     texts = written(repository, root)
-    for path, text in texts.items():
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            files.write(path, text)
+    write(texts)
     print(f"{sum(path.suffix == '.ipynb' for path in texts)} notebooks and the pages beside them now belong to github.com/{repository}.")
     return 0
 

@@ -7,14 +7,11 @@ notebooks/exercises/solutions/NN_solutions.ipynb  the instructor's: solved, with
 import sys
 
 from helpers import exercises
-from helpers.models import files
 from tools import ROOT, badges
 
-METADATA = {  # no GPU preselected: no exercise needs one
+METADATA = {key: value for key, value in badges.METADATA.items() if key != "accelerator"} | {  # no GPU preselected: no exercise needs one
     "colab": {"provenance": []},
-    "kaggle": {"accelerator": "none", "isGpuEnabled": False, "isInternetEnabled": True, "language": "python", "sourceType": "notebook"},
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
+    "kaggle": badges.METADATA["kaggle"] | {"accelerator": "none", "isGpuEnabled": False},
 }
 HOW = """\
 Each exercise is one cell that begins with `%%exercise`. Replace every `...` by code of your own and run the cell: it says whether the answer is right, and if not, what is wrong with it. An exercise that you leave alone does not stop the notebook. Hints and solutions unfold with a click, or with the Enter key."""
@@ -37,7 +34,7 @@ def fenced(code):
 def link(words, file, repository):
     """A link to another notebook, with one that opens it in Colab. file: seen from notebooks/exercises."""
     there = file.removeprefix("../") if file.startswith("../") else f"exercises/{file}"
-    return f"[{words}]({file}) ([in Colab]({badges.COLAB.format(repository=repository, branch=badges.BRANCH, name=there)}))"
+    return badges.link(words, file, repository, there)
 
 
 def cells(sheet, solved):
@@ -68,14 +65,13 @@ def notebook(sheet, main, neighbours, repository, solved=False):
     """The notebook of ``sheet``. main: (file name, title) of the notebook whose exercises they are, None where there is none yet. neighbours: (word, sheet)."""
     from nbformat import v4
 
-    colab, kaggle = (url.format(repository=repository, branch=badges.BRANCH, name=f"exercises/{name(sheet.number)}") for url in (badges.COLAB, badges.KAGGLE))
     ways = [f"**Notebook:** {link(main[1], f'../{main[0]}', repository)}"] if main else []
     ways += [f"**{word}:** {link(other.title, name(other.number), repository)}" for word, other in neighbours]
     around = f"{badges.START}\n{{}}{' · '.join(ways)}\n{badges.END}"
     if solved:  # not on GitHub: no address
         head = f"# {sheet.title}: solutions\n\nFor teachers. What learners get is in `{name(sheet.number)}`.\n\n{sheet.intro}"
     else:
-        head = f"# {sheet.title}\n\n{around.format(badges.badges(colab, kaggle) + chr(10) * 2)}\n\n{sheet.intro}\n\n{HOW}"
+        head = f"# {sheet.title}\n\n{around.format(badges.badges(repository, f'exercises/{name(sheet.number)}') + chr(10) * 2)}\n\n{sheet.intro}\n\n{HOW}"
     setup = badges.setup_cell(repository).replace('("..", ".", "course")', ABOVE.replace("../..", "../../..") if solved else ABOVE)
     parts = [("markdown", "head", head), ("code", "setup", setup), *cells(sheet, solved), *([] if solved else [("markdown", "end", around.format(""))])]
     made = [(v4.new_code_cell if kind == "code" else v4.new_markdown_cell)(source, id=id) for kind, id, source in parts]
@@ -100,9 +96,7 @@ def written(repository, root=ROOT, solved=False):
 def main():
     """Write all of them; return the exit status."""
     texts = written(badges.REPOSITORY) | written(badges.REPOSITORY, solved=True)
-    for path, text in texts.items():
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            files.write(path, text)
+    badges.write(texts)
     print(f"{len(texts) // 2} notebooks with exercises in notebooks/exercises, solved ones in notebooks/exercises/solutions.")
     return 0
 

@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 
 from helpers import ledger, setup
 from helpers.article import markdown
+from helpers.exercises import SOURCE, predictions
 from helpers.models import files
 from tools import ROOT
 from tools.wall import handed
 
 PAGE = ROOT / "docs" / "teaching" / "homework.md"
-SOURCE = ROOT / "notebooks" / "exercises" / "source"
 STATES = {"right": "✓", "wrong": "✗", "open": "–"}
 WRITTEN = ("grades.md", "grades.csv")
 
@@ -65,7 +65,7 @@ def hand_ins(folder):
                     raise ValueError(problem)
                 if path.suffix.lower() != ".jsonl":
                     one[1].update(read(path))
-                elif said := handed.read_predictions(path):
+                elif said := predictions.read(path):
                     one[3].extend(said)
                 else:
                     rows, problems = handed.read_rows(path)
@@ -79,14 +79,14 @@ def hand_ins(folder):
     return [(f"{name} ({n})" if name and names[name.casefold()] > 1 else name or f"no. {n}", *rest) for n, (name, *rest) in enumerate(there, 1)], notes
 
 
-def points(exercises, rows, predictions, worth, level):
+def points(states, rows, guesses, worth, level):
     """{line of the rubric: points} of one person. worth: see ``rubric``; level: see ``levels``; an exercise that the course has not counts nothing."""
-    right = [key for key, state in exercises.items() if state == "right"]
+    right = [key for key, state in states.items() if state == "right"]
     counts = Counter("question" if key.endswith(".question") else level.get(key) for key in right)
     for step, own in ledger.by_step(rows).items():
         counts["measured"] += any(not ledger.disturbed(row) for row in own)
         counts["predicted"] += any(isinstance(row.get("prediction_wall_s"), (int, float)) for row in own)
-    counts["predicted"] = max(counts["predicted"], len(predictions))  # of one prediction both may tell
+    counts["predicted"] = max(counts["predicted"], len(guesses))  # of one prediction both may tell
     return {key: min(each * counts[key], most) for key, (each, most) in worth.items()}
 
 
@@ -94,12 +94,12 @@ def report(people, notes, worth, level):
     """(the page, the text of the CSV file)."""
     import pandas as pd
 
-    wanted, lines = sorted({key for _, exercises, *_ in people for key in exercises}), {}
-    for name, exercises, rows, predictions in people:
-        got = points(exercises, rows, predictions, worth, level)
-        lines[name] = {key: STATES[exercises.get(key, "open")] for key in wanted} | got | {"points": sum(got.values())}
+    wanted, lines = sorted({key for _, states, *_ in people for key in states}), {}
+    for name, states, rows, guesses in people:
+        got = points(states, rows, guesses, worth, level)
+        lines[name] = {key: STATES[states.get(key, "open")] for key in wanted} | got | {"points": sum(got.values())}
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis("who")
-    wrong = Counter(key for _, exercises, *_ in people for key, state in exercises.items() if state == "wrong")
+    wrong = Counter(key for _, states, *_ in people for key, state in states.items() if state == "wrong")
     parts = ["# Homework", f"{len(people)} handed in. ✓ right, ✗ wrong, – not done. What a program cannot see, the half page, is yours: the rubric names it."]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [markdown(table), "## What went wrong most often"]

@@ -8,7 +8,6 @@ import json
 import os
 from datetime import UTC, datetime
 from itertools import combinations
-from math import isfinite
 from statistics import median
 
 from helpers.models import files
@@ -77,21 +76,21 @@ def read(path=None):
     for line in lines:
         try:
             row = json.loads(line)
-            if isinstance(row["what"], str) and (row["what"] not in found) and (_ratio(row) or _order(row)):
+            if isinstance(row["what"], str) and (row["what"] not in found) and (ratio(row) or order(row)):
                 found[row["what"]] = row
         except (ValueError, KeyError, TypeError):
             continue
     return list(found.values())
 
 
-def _ratio(row):
+def ratio(row):
     """Said / measured of a row that holds numbers, else None."""
     values = row["prediction"], row["measured"]
-    good = all(isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value > 0 for value in values)
+    good = all(isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-9 < value < 1e9 for value in values)
     return values[0] / values[1] if good else None
 
 
-def _order(row):
+def order(row):
     """``pairs`` of a row that holds an order, else None."""
     values = row["prediction"], row["measured"]
     return pairs(*values) if all(isinstance(value, list) for value in values) and pairs(*values)[1] else None
@@ -103,9 +102,9 @@ def calibration():
 
     rows, lines = read(), {}
     for row in sorted(rows, key=lambda row: row["what"]):
-        ratio, order = _ratio(row), _order(row)
-        shown = [f"{value:.3g}" if ratio else ", ".join(map(str, value)) for value in (row["prediction"], row["measured"])]
-        near = closeness(row["prediction"], row["measured"]) if ratio else f"{order[0]} of {order[1]} pairs"
+        in_order = order(row)
+        shown = [f"{value:.3g}" if not in_order else ", ".join(map(str, value)) for value in (row["prediction"], row["measured"])]
+        near = f"{in_order[0]} of {in_order[1]} pairs" if in_order else closeness(row["prediction"], row["measured"])
         lines[row["what"]] = [*shown, near, str(row.get("reason") or "-")]
     print(summary(rows))
     return pd.DataFrame.from_dict(lines, orient="index", columns=["you said", "measured", "how near", "your reason"]).rename_axis("prediction")
@@ -113,11 +112,11 @@ def calibration():
 
 def summary(rows):
     """Say of all predictions ``rows`` (see ``read``) how near they came and whether they lean to one side."""
-    ratios, orders = list(filter(None, map(_ratio, rows))), list(filter(None, map(_order, rows)))
+    ratios, orders = list(filter(None, map(ratio, rows))), list(filter(None, map(order, rows)))
     said = []
     if len(ratios) >= ENOUGH:
-        near, twice = (sum(1 / limit <= ratio <= limit for ratio in ratios) for limit in (1 + NEAR / 100, 2))
-        above, middle = sum(ratio > 1 + NEAR / 100 for ratio in ratios), median(ratios)
+        near, twice = (sum(1 / limit <= each <= limit for each in ratios) for limit in (1 + NEAR / 100, 2))
+        above, middle = sum(each > 1 + NEAR / 100 for each in ratios), median(ratios)
         said.append(
             f"Of {len(ratios)} ratios you said {near} within {NEAR} % and {twice} within a factor of two; {above} were too high, {len(ratios) - near - above} too low."
         )

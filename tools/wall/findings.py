@@ -2,13 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import combinations
 from math import comb, exp, inf, log
 from statistics import median, quantiles
 
 from helpers import ledger
 from helpers.article import ARTICLE, article_rows, change
 from helpers.article.compare import QUANTITIES
+from helpers.exercises.predictions import order, ratio
 from tools.wall.handed import CALLS
 
 FALLS, NOT, UNKNOWN = "falls", "does not fall", "can't tell"
@@ -113,8 +113,8 @@ def decided(yes, no):
     return UNKNOWN if chance >= CHANCE else "holds" if yes > no else "does not hold"
 
 
-def percent(ratio):
-    return f"{100 * (ratio - 1):+.0f} %"
+def percent(times):
+    return f"{100 * (times - 1):+.0f} %"
 
 
 def claims(group):
@@ -144,21 +144,16 @@ def predictions(place):
                 break
 
 
-def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-9 < value < 1e9
-
-
 def questions(guesses):
     """{question: ([said / measured of each person's number], [share of the pairs that stand in the right order, of each person's order])}.
 
-    guesses: [one person's predictions], see handed.read_predictions.
+    guesses: [one person's predictions], see helpers.exercises.predictions.read.
     """
     found = {}
     for row in (row for said in guesses for row in said):
-        said, measured = row["prediction"], row["measured"]
         ratios, orders = found.setdefault(row["what"], ([], []))
-        if _number(said) and _number(measured):
-            ratios.append(said / measured)
-        elif isinstance(said, list) and isinstance(measured, list) and (places := [measured.index(name) for name in said if name in measured])[1:]:
-            orders.append(sum(a < b for a, b in combinations(places, 2)) / comb(len(places), 2))
+        if number := ratio(row):
+            ratios.append(number)
+        elif pairs := order(row):
+            orders.append(pairs[0] / pairs[1])
     return {what: both for what, both in sorted(found.items()) if any(both)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from helpers import ledger
+from helpers.exercises import predictions
 
 WRITTEN = ("wall.html", "wall.md")
 CALLS = {"wall_s": "first call", "warm_wall_s": "warm call"}
@@ -111,23 +112,10 @@ def read_rows(path):
     return wanted, problems
 
 
-def read_predictions(path):
-    """The predictions (dicts) in ``path``, a predictions.jsonl as notebooks write it, the first one of each question; [] if it is another file."""
-    found = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("what"), str) and {"prediction", "measured"} <= set(row):
-            found.setdefault(row["what"], row)
-    return list(found.values())
-
-
 def class_predictions(folder):
     """[the predictions of each file in ``folder`` that holds some], each content once."""
     with TemporaryDirectory() as scratch:
-        found = [read_predictions(path) for _, _, path, problem in entries(Path(folder), scratch) if not problem]
+        found = [predictions.read(path) for _, _, path, problem in entries(Path(folder), scratch) if not problem]
     return [list(each) for each in {json.dumps(said, sort_keys=True): said for said in found if said}.values()]
 
 
@@ -139,7 +127,7 @@ def read_class(folder, hide=False):
     ledgers, notes = [], []  # notes: (ledger, sentence about it, other ledgers that stand for {} there)
     with TemporaryDirectory() as scratch:
         for where, name, path, problem in entries(Path(folder), scratch):
-            if not problem and read_predictions(path):  # see class_predictions
+            if not problem and predictions.read(path):  # see class_predictions
                 continue
             rows, problems = ([], [problem]) if problem else read_rows(path)
             chosen = [own for row in rows if isinstance(row.get("participant"), str) and (own := named(row["participant"]))]
