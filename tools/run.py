@@ -16,7 +16,8 @@ from helpers.models import choose, files
 NOTEBOOKS = ROOT / "notebooks"
 LEFT = (
     "ledger.jsonl", "comparison.md", "comparison.png", "waterfall.png", "quality.json", "quality.png", "claims.md", "quantise.png", "engines.png",
-    "serving.json", "serving-throughput.png", "serving-latency.png", "formats.json", "formats.png",
+    "serving.json", "serving-throughput.png", "serving-latency.png", "format-card.md", "format-card.png", "formats.json", "formats.png",
+    "speculation.png",
 )  # fmt: skip
 
 
