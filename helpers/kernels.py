@@ -78,9 +78,13 @@ def library():
     It sets PYTORCH_ALLOC_CONF at import (gptqmodel/models/auto.py), which would give the GPTQ steps another allocator than the steps that
     they are compared with.
     """
-    settings = "backend:native"  # torch's default, in words; torch reads it at its first CUDA call
-    with machine.variable("PYTORCH_ALLOC_CONF", settings, when="gptqmodel" not in sys.modules), machine.quiet():
+    settings, first = "backend:native", "gptqmodel" not in sys.modules  # torch's default, in words; torch reads it at its first CUDA call
+    with machine.variable("PYTORCH_ALLOC_CONF", settings, when=first), machine.quiet():
         import gptqmodel
+    for name, module in list(sys.modules.items()) if first else ():
+        for error in vars(module).values() if name.startswith("gptqmodel.") else ():
+            if isinstance(error, BaseException):  # of an import that failed: it holds all functions that were running, and the model that one of them loads
+                error.with_traceback(None)
     return gptqmodel
 
 

@@ -276,7 +276,8 @@ def disturbed(row, key="warm_wall_s"):
     to 1.8 times as long on one thread, because the system hands out its memory meanwhile.
     """
     cold, cores = key in COLD, row.get("cores") or 1
-    others, threads = row.get("cold_others_cores" if cold else "others_cores") or 0, row.get("threads") or cores
+    others = row.get("cold_others_cores" if cold else "others_cores") or 0
+    threads = 1 if row.get("peak_gpu_allocated_bytes") else row.get("threads") or cores  # one core feeds a GPU
     if others > machine.QUIET and (cold or others + threads > cores + LOST):
         return f"other programs used {others:.1f} of {cores} cores"
     differ = _spread(row)

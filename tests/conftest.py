@@ -21,6 +21,18 @@ from tools import run
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU; make gpu runs these")
+    if shutil.which("nvidia-smi") and "gpu" not in config.getoption("markexpr"):  # all other tests, and the notebooks beside them, run as without a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+@pytest.fixture(autouse=True)
+def own_environment():
+    """What a test, or a library that it calls, sets in os.environ is gone after it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def test_release_gives_all_memory_back():
     timing.generate_once(model, tokenizer)
     assert machine.in_use("cuda:0") > before
     del model
-    assert loading.release() - before < 20 * MIB  # cuBLAS keeps a workspace
+    assert loading.release() - before < 40 * MIB  # cuBLAS keeps a workspace: 32 MiB on compute capability 9.0, 8 MiB on older ones
 
 
 def test_the_scratch_space_is_what_was_computed():

@@ -43,8 +43,9 @@ def test_two_gpus(driver, monkeypatch):
     assert "bfloat16 only emulated" in first.sentence and first.supported and not first.native_bf16
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert [gpu.index for gpu in machine.gpus()] == [1]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert machine.gpus() == []
+    for hidden, left in (("", []), ("-1", []), ("1,-1,0", [1])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert [gpu.index for gpu in machine.gpus()] == left
 
 
 def test_driver_that_says_nothing_useful(driver):

@@ -139,6 +139,16 @@ def test_release_in_a_notebook_names_variable_and_output():
     assert not any("free again" in text for text in printed[2:4])
 
 
+def test_a_gptq_model_that_was_loaded_first_is_gone():
+    """The import of gptqmodel fails in a part and keeps the error, whose traceback held the function that was loading the model."""
+    program = (
+        "from helpers import loading, timing; from helpers.models import choose; model, tokenizer = loading.load(choose.get_step(3));"
+        "timing.generate_once(model, tokenizer); del model; loading.release(); print(sum(part() is not None for part in loading._loaded['parts']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "still in memory" not in done.stdout and done.stdout.split()[-1] == "0", done.stdout + done.stderr
+
+
 def test_more_memory_after_than_before_is_explained(monkeypatch, capsys):
     """A model is gone, and the process has grown: its bytes are named as free. While a part of it is held, or where less is used than before, nothing is said."""
     step = choose.get_step(2)

@@ -395,6 +395,7 @@ def test_a_server_that_dies_in_the_middle_keeps_what_was_finished(file):
     assert len(run.answers) >= 5
     assert run.problems and {answer.tokens for answer in run.answers} == {100}
     assert "has died or was stopped" in run.problems[0] or "Nobody answers" in run.problems[0]
+    server.process.wait(60)  # its connections are closed before it has ended
     with pytest.raises(serving.ServerError, match="ended by signal SIGKILL"):
         server.check()
     server.stop()

@@ -171,7 +171,8 @@ def test_the_floor_is_a_passes():
     one_a_pass = row(passes=41, pass_time=0.0275)
     assert one_a_pass["tokens_per_pass"] == 1 and "27.5 ms a token is less than the 100 ms" in ledger.refusal(one_a_pass)
     (floored,) = limits.with_floor([quick], "cpu", [(10**10, 1e10)])
-    assert floored["floor_tpot_s"] == pytest.approx(0.1 / 4, rel=0.5) and floored["floor_tpot_s"] <= 0.1 / 4  # this machine may read faster
+    assert floored["bandwidth_bytes_per_s"] >= 1e10  # this machine may read faster
+    assert floored["floor_tpot_s"] == pytest.approx(10**9 / floored["bandwidth_bytes_per_s"] / 4)
     shown = plots.times(floored)
     assert shown["GB/s"] == f"{floored['bandwidth_bytes_per_s'] / 1e9:.1f}" and float(shown["TPOT / floor"]) >= 1
 

@@ -47,6 +47,19 @@ def test_each_block_has_values_of_its_own(tiny, format, part):
         assert not any(torch.equal(first, other) for other in others) and not torch.equal(*others)
 
 
+def test_the_integers_have_no_mean(tiny):
+    """With one, each block adds to the same direction: after 27 blocks of Llama-2 7B's shape float16 overflowed on a GPU."""
+    folder = synthetic.folder("7B", "gptq")
+    for name in ("self_attn.q_proj", "mlp.down_proj"):
+        stored = {part: files.read_tensor(folder, f"model.layers.0.{name}.{part}") for part in ("qweight", "qzeros", "scales")}
+        integers = torch.stack([stored["qweight"].long() >> 4 * n & 15 for n in range(8)])
+        counts = integers.flatten().bincount(minlength=16) / integers.numel()
+        assert counts[0] == 0 and counts[8] == pytest.approx(2 / 16, rel=0.05)
+        assert counts[[1, 7, 9, 15]].tolist() == pytest.approx([1 / 16] * 4, rel=0.05)
+        weights = (integers - ((stored["qzeros"][0, 0].item() & 15) + 1)) * stored["scales"][0, 0].item()
+        assert abs(weights.mean()) < 0.01 * synthetic.STD and weights.std().item() == pytest.approx(synthetic.STD, rel=0.02)
+
+
 def test_finished_checkpoint_is_reused(tiny):
     first = synthetic.folder("7B", "bf16")
     written = (first / "config.json").stat().st_mtime_ns

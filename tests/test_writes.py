@@ -258,6 +258,7 @@ def test_who_waits_says_so(tmp_path):
     )
     waiter = "import sys; from helpers.models import files\nfiles.write(sys.argv[1], 'second')"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    assert "TQDM_DISABLE" not in os.environ  # it would take the line away
     first = subprocess.Popen([sys.executable, "-c", holder, tmp_path / "x"], **pipes)
     assert first.stdout.readline() == "in\n"
     second = subprocess.Popen([sys.executable, "-c", waiter, tmp_path / "x"], **pipes)

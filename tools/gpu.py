@@ -11,6 +11,7 @@
 """
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def environment(wheels=None):
     """Make .venv-gpu: it sees this Python's packages, none of which it changes, and gets what requirements.txt names beyond them."""
     if not BIN.exists():
         print("Setting up .venv-gpu (once) ...", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(BIN.parent)], check=True)
+        without = ["--without-pip"] if importlib.util.find_spec("pip") else []  # it will see this Python's; Debian's venv has none of its own
+        subprocess.run([sys.executable, "-m", "venv", *without, str(BIN.parent)], check=True)
         own = subprocess.run([str(BIN / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True)
         theirs = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
         files.write(Path(own.stdout.strip()) / "packages-of-the-machine.pth", "\n".join(theirs) + "\n")

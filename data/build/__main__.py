@@ -9,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-# Threads that wait must sleep, not spin: when other programs use the cores as well, spinning
-# threads make everything several times slower.  This has to be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars; the build prints its own lines
+if __name__ == "__main__":
+    # Threads that wait must sleep, not spin: when other programs use the cores as well, spinning
+    # threads make everything several times slower.  This has to be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars; the build prints its own lines
 
 from .settings import FULL, MINIATURE
 

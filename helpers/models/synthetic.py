@@ -16,7 +16,10 @@ from helpers.models.catalogue import CHECKPOINTS, LINEARS, LLAMA_2, Shape, read_
 
 GROUP_SIZE = 128
 STD = 0.02  # of the weights, as in Llama's initialisation: activations stay finite in 16 bits
-VERSION, MARK = 2, "synthetic.json"  # of the values: in the first, which left no mark, all blocks were equal
+VERSION, MARK = (
+    3,
+    "synthetic.json",
+)  # of the values: 1, without a mark, had equal blocks; GPTQ's weights of 2 had a mean, which 16-bit sums of 32 blocks overflowed
 POOL = 4_194_301  # random numbers drawn; a prime, so that repeating them never lines up with a matrix's rows
 SHAPES = {  # between the course's small models and Llama-2: https://arxiv.org/abs/2310.06694 (Sheared LLaMA)
     "1.3B": Shape(2048, 5504, 24),
@@ -40,7 +43,7 @@ def folder(model, format, layers=None):
     shape = replace(shape, num_hidden_layers=layers or shape.num_hidden_layers)
     path = setup.folder("SYNTHETIC_DIR", "synthetic") / f"llama-2-{model.lower()}{f'-{layers}-layers' if layers else ''}-{stored}"
     if path.is_dir() and not _current(path):
-        print(f"{path.name} is of an earlier version of this course, whose blocks are all equal (some engines keep equal weights once): it is written again.")
+        print(f"{path.name} is of an earlier version of this course, with weights less like those of a real model: it is written again.")
         shutil.rmtree(path)
     if not path.is_dir():
         write(shape, stored, path)
@@ -126,10 +129,12 @@ def _gptq_linear(inputs, outputs, random):
     import torch
 
     groups = inputs // GROUP_SIZE
+    eight = torch.randint(-(2**31), 2**31 - 1, (inputs // 8, outputs), generator=random, dtype=torch.int32)  # integers of 0 … 15 in one number
+    some = eight | eight >> 1 | eight >> 2 | eight >> 3  # its bit 4n: whether integer n is above 0
     return {
-        "qweight": torch.randint(-(2**31), 2**31 - 1, (inputs // 8, outputs), generator=random, dtype=torch.int32),
+        "qweight": eight | (~some & 0x11111111) << 3,  # 8, the zero point, in place of 0: so the weights' mean is 0
         "qzeros": torch.full((groups, outputs // 8), 0x77777777, dtype=torch.int32),
-        "scales": torch.full((groups, outputs), STD / 4.61, dtype=torch.float16),  # 4.61: standard deviation of 0 … 15
+        "scales": torch.full((groups, outputs), STD / 4.18, dtype=torch.float16),  # 4.18: their standard deviation
         "g_idx": torch.arange(inputs, dtype=torch.int32) // GROUP_SIZE,
     }
 
