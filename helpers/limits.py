@@ -170,14 +170,33 @@ def efficiencies(rows):
     """Return {format: {machine: (share, row)}}: floor / measured TPOT on each machine that ``rows``, or any recorded run, know of.
 
     Only full-size shapes count (not the embedded models), batch 1, and steps as they are usually run. Of these the machine's largest model, the
-    reader's own before a recorded one: the median of all its rows (see ``reached``), and the newest of them. First used in notebook 07.
+    reader's own before a recorded one: the median of all its rows (see ``reached``), and the newest of them. What ``launched`` returns is left
+    out: how long a processor takes to start kernels says nothing about another machine's memory. First used in notebook 07.
     """
     groups, found = {}, {}
-    for row in sorted([*rows, *ledger.recorded_rows("*/*.jsonl")], key=lambda r: r["date"]):
-        usual = row.get("variant", "") in LIKE_STEPS and row.get("batch", 1) == 1
-        if row["tier"] != "embedded" and usual and row.get("floor_tpot_s") and row.get("tpot_s"):
+    for row in _full_size(rows):
+        if _launching(row) <= 0.5:
             sizes = groups.setdefault((row["format"], row["device"]), {})
             sizes.setdefault((row["parameters"], "recorded" not in row), []).append(row)
     for (format, device), sizes in groups.items():
         found.setdefault(format, {})[device] = reached(sizes[max(sizes)])[0], sizes[max(sizes)][-1]
     return found
+
+
+def launched(rows):
+    """Return those of ``rows``, and of the recorded ones, in whose time no operation runs for the most part, by their profile. First used in notebook 07."""
+    return [row for row in _full_size(rows) if _launching(row) > 0.5]
+
+
+def _full_size(rows):
+    """``rows`` and all recorded ones that ``efficiencies`` may count, oldest first."""
+    for row in sorted([*rows, *ledger.recorded_rows("*/*.jsonl")], key=lambda r: r["date"]):
+        usual = row.get("variant", "") in LIKE_STEPS and row.get("batch", 1) == 1
+        if row["tier"] != "embedded" and usual and row.get("floor_tpot_s") and row.get("tpot_s"):
+            yield row
+
+
+def _launching(row):
+    """The share of a decode step that Python and the launching of kernels took in ``row``'s profile; 0 without a profile."""
+    kinds = row.get("operations_s") or {}
+    return kinds["Python and launching"] / sum(kinds.values()) if kinds else 0

@@ -19,7 +19,7 @@ TIERS = {
     "synthetic": "full-size shapes with random weights",
     "hub": "Llama-2 from the Hub",
     "laptop": "Qwen2.5, small real models (not Llama-2)",
-    "own": "a checkpoint of your own",
+    "own": "a checkpoint that was named",
 }
 COLOURS = {"CPU total": "#0072b2", "wall": "#e69f00"}  # Okabe and Ito's palette: distinct to colour-blind readers too
 HATCHES = {"CPU total": "///", "wall": ""}

@@ -118,10 +118,20 @@ def test_each_machine_gives_an_efficiency(book, monkeypatch):
     assert set(limits.efficiencies([row(format="int8", variant="int8-no-outliers"), row(format="nf4", variant="nf4")])) == {"nf4"}
 
 
+def test_what_waits_for_the_processor_says_nothing_of_a_memory(monkeypatch):
+    monkeypatch.setattr(ledger, "recorded_rows", lambda files: [])
+    kinds = {"matrix products": 0.004, "Python and launching": 0.0039}
+    reading, waiting = row(operations_s=kinds), row(device="a GPU", operations_s=kinds | {"Python and launching": 0.0041})
+    assert set(limits.efficiencies([reading, waiting])["gptq"]) == {"a CPU"} and limits.launched([reading, waiting]) == [waiting]
+    monkeypatch.undo()
+    shares = [share for machines in limits.efficiencies([]).values() for share, _ in machines.values()]
+    assert min(shares) > 0.1 and {r["recorded"] for r in limits.launched([])} == {"nvidia-h200-llama-2"}
+
+
 def test_every_recorded_machine_counts():
     """Read from the files themselves: all machines that a run of transformers at full size was recorded on."""
     lines = [json.loads(line) for path in (ROOT / "data" / "recorded").glob("*/*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
-    full = [r for r in lines if r["tier"] == "synthetic" and "engine" not in r and r["title"].endswith(" GPTQ")]
+    full = [r for r in lines if r["tier"] == "synthetic" and "engine" not in r and r["title"].endswith(" GPTQ") and r["device"].startswith("CPU")]
     found = limits.efficiencies([])["gptq"]
     assert set(found) == {r["device"] for r in full} and len(found) > 1
     for device, (share, chosen) in found.items():

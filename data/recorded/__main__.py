@@ -18,9 +18,15 @@ def draw(root=ROOT / "data" / "recorded"):
             breakdown.operations_chart(rows, save_as=path.parent / "operations.png")
             breakdown.waterfall_chart(rows, save_as=path.parent / "waterfall.png")
     for path in sorted(root.glob("*/engines.jsonl")):
-        rows = [row | {"recorded": path.parent.name} for row in ledger.read(path, engine=None)]
+        rows = [row | {"recorded": path.parent.name} for row in engines(path.parent)]
         write_table(path.parent, rows, timed.table(rows))
         timed.chart(rows, save_as=path.parent / "engines.png")
+
+
+def engines(folder):
+    """The rows of engines.jsonl in ``folder``, behind those of the benchmark, rounds pooled, if it measured the same model in the same run."""
+    steps = benchmark.pool(ledger.read(folder / "ledger.jsonl")).values()
+    return [*steps, *ledger.read(folder / "engines.jsonl", engine=None)]
 
 
 def write_table(folder, rows, table):
