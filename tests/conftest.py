@@ -14,7 +14,7 @@ if RESULTS == os.environ.get("TEST_RESULTS") and "PYTEST_XDIST_WORKER" in os.env
 
 import pytest
 
-from helpers import ledger, loading
+from helpers import ledger, loading, process
 from helpers.models import choose
 from tools import run
 
@@ -23,6 +23,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU; make gpu runs these")
     if shutil.which("nvidia-smi") and "gpu" not in config.getoption("markexpr"):  # all other tests, and the notebooks beside them, run as without a GPU
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    if config.getoption("nbmake", False):  # kernels begin as they do in `make run`
+        from tools import kernel  # late: make gpu has no Jupyter
+
+        copies = process.Copies(kernel.MODULES)
+        kernel.use(copies)
+        config.add_cleanup(lambda: copies.__exit__())
 
 
 @pytest.fixture(autouse=True)

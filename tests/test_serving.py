@@ -30,6 +30,11 @@ NEW = 12
 row_of = functions("14", asdict=asdict)["row_of"]
 
 
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("TEST_SERVING_KEY", "open sesame")
+
+
 @pytest.fixture(scope="module")
 def step():
     return choose.get_step(2)
@@ -43,7 +48,6 @@ def file(step):
 @pytest.fixture(scope="module")
 def llamacpp(file):
     with serving.llamacpp(file, 1, readers=4, api_keys=["open sesame"]) as server:
-        os.environ["TEST_SERVING_KEY"] = "open sesame"
         server.endpoint = replace(server.endpoint, key_variable="TEST_SERVING_KEY")
         yield server
 
