@@ -432,7 +432,7 @@ def test_a_rule_makes_the_slides():
 
 def test_speaker_notes_come_from_the_plans():
     said = plans.said(ROOT / "notebooks" / "01_8bit_7b.ipynb")
-    assert [text[:24] for text in said["Predict first"]] == ["**90 minutes, 0:25, 20 m", "**Half a day, 0:40, 30 m", "**A day, 0:50, 40 min.**"]
+    assert [text[:24] for text in said["Predict first"]] == ["**90 minutes, 0:25, 20 m", "**Half a day, 0:40, 30 m", "**A day, 0:40, 35 min.**"]
     assert all("*Stuck:*" in text for text in said["Predict first"])
 
 
