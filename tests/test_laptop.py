@@ -115,7 +115,9 @@ def test_notebook_03_finds_its_weights_in_a_layer_with_a_bias(served, tmp_path):
     told = 'import json\nprint(json.dumps([difference, allowed, stored["scales"].shape[1]]))'
     with Hub(served) as hub:
         program = "\n".join([*cells, told])
-        difference, allowed, outputs = run(program, hub.url, tmp_path / "home", TIER="laptop", RESULTS_DIR=str(tmp_path), THREADS="2", HF_HUB_DOWNLOAD_TIMEOUT="60")
+        difference, allowed, outputs = run(
+            program, hub.url, tmp_path / "home", TIER="laptop", RESULTS_DIR=str(tmp_path), THREADS="2", HF_HUB_DOWNLOAD_TIMEOUT="60"
+        )
     with safe_open(served[GPTQ] / "model.safetensors", "pt") as file:
         bias = file.get_tensor("model.layers.0.self_attn.q_proj.bias").float()
     assert len(bias) == outputs and difference <= allowed < bias.abs().max() / 10
