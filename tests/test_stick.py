@@ -33,6 +33,18 @@ def made(tmp_path_factory):
     return folder / "stick", status
 
 
+def test_what_notebooks_add_comes_along():
+    """Every group of packages that a notebook would fetch is on the stick, and its README names the file."""
+    added = {
+        name
+        for path in (ROOT / "notebooks").glob("*.ipynb")
+        for names in re.findall(r"setup\.add\((.+?)\)", path.read_text(encoding="utf-8"))
+        for name in re.findall(r"\w+", names)
+    }
+    readme = stick.README.read_text(encoding="utf-8")
+    assert len(added) >= 4 and added <= set(stick.MORE) and all(f"{name}.txt" in readme for name in added)
+
+
 def test_it_is_made_and_tried(made):
     folder, status = made
     assert status == 0 and "Python 3." in (folder / stick.CHECKED).read_text()

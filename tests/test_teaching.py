@@ -18,7 +18,8 @@ import nbformat
 import pytest
 
 from helpers import ROOT
-from helpers.models.catalogue import LLAMA_2
+from helpers.models import choose
+from helpers.models.catalogue import LLAMA_2, QWEN_2_5
 from tests.support import classroom
 from tests.support.hub import Hub
 from tools import badges, before, grade, links, plans, platforms, slides
@@ -52,7 +53,7 @@ def test_what_a_block_runs_is_there_and_takes_less_than_its_minutes(name, block)
     seconds = 0
     for path, wanted in block.runs:
         assert path.is_file(), path
-        headings = [heading for heading, _ in plans.sections(path)]
+        headings = list(plans.sections(path))
         places = [headings.index(section) for section in wanted]  # a ValueError names the one that is not there
         assert places == sorted(places), f"{path.name}: {wanted} are not in the notebook's order"
         seconds += plans.needed(path, wanted, TIMES)
@@ -74,10 +75,35 @@ def test_what_must_be_fast_enough_on_a_t4_is_computed():
     assert count >= 9
 
 
+def test_downloads_that_the_plans_name_are_those_of_the_catalogue():
+    page = plans.PAGE.read_text(encoding="utf-8")
+    both = sum(LLAMA_2[model].weight_bytes("gptq") for model in ("7B", "13B"))
+    formats = re.search(r"else ([\d.]+ GB)", links.text(ROOT / "notebooks" / "15_which_format.ipynb"))[1]
+    assert f"| {formats}, {both / 1e9:.1f} GB, unless" in page
+    tier, small, large = choose.download("laptop"), QWEN_2_5["7B"], QWEN_2_5["13B"]
+    assert f"| {tier / 1e9:.1f} GB a laptop (" in page and f"thirty laptops fetch {30 * tier / 1e9:.0f} GB" in page
+    minutes = 30 * tier / 1e6 / 12.5 / 60  # 100 Mbit/s
+    assert f"{minutes:.0f} minutes at 100 Mbit/s" in page
+    sizes = [small.weight_bytes("bf16"), small.weight_bytes("gptq"), large.weight_bytes("gptq")]
+    table = re.findall(r"^\| 0\d[^|]*\| ([\d.]+) GB[^|]*\|", page[page.index("## The laptop tier") :], flags=re.M)
+    assert table[:3] == [f"{size / 1e9:.1f}" for size in sizes]
+
+
+def test_every_notebook_has_its_place_in_the_plans():
+    """What came after the article has blocks of its own in the day, half a day names it, and none of the course's notebooks is forgotten."""
+    found = dict(zip(("90", "half", "day"), plans.plans().values()))
+    for number in ("15", "16", "17"):
+        own = [block for block in found["day"] if block.runs and block.runs[0][0].name.startswith(number)]
+        assert len(own) == 1 and own[0].runs[0][1], number
+        assert any(f"notebooks/{number}_" in part for block in found["half"] for part in block.parts.values()), number
+    named = {name for block in found["day"] for part in block.parts.values() for name in re.findall(r"notebooks/(\d\d)_", part)}
+    assert named == {path.name[:2] for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+
+
 def test_what_the_plans_run_was_timed():
     """Every numbered notebook of the plans, in the sections that it has today (a few may have been renamed since)."""
     for path in sorted({path for _, block in BLOCKS for path, _ in block.runs if path.parent == ROOT / "notebooks"}):
-        measured, there = TIMES[path.stem]["sections"], {heading for heading, _ in plans.sections(path)}
+        measured, there = TIMES[path.stem]["sections"], set(plans.sections(path))
         assert len(set(measured) & there) >= 0.8 * len(measured), f"{path.name} has other sections now: make run, then python -m tools.plans --times results"
         assert sum(measured.values()) > 0 and {"machine", "date", "models", "beside"} < set(TIMES[path.stem])
 
@@ -91,7 +117,10 @@ def test_a_block_that_is_not_written_as_the_others_is_named():
 
 
 def test_times_are_those_of_the_executed_cells(tmp_path, monkeypatch):
-    """Seconds by section, from the time stamps that an execution leaves; a section ends where the next heading stands, also in the same cell."""
+    """Seconds by section, from the time stamps that an execution leaves; a section ends where the next heading stands, also in the same cell, or the same again.
+
+    What did not run, or not to its end, keeps the times that it had.
+    """
 
     def ran(start, end):
         at = "2026-11-26T10:00:{:06.3f}Z"
@@ -103,15 +132,21 @@ def test_times_are_those_of_the_executed_cells(tmp_path, monkeypatch):
         nbformat.v4.new_markdown_cell("## A\n\ntext\n\n### B"),
         ran(2, 5.5),
         ran(6, 7),
-        nbformat.v4.new_markdown_cell("## C"),
+        nbformat.v4.new_markdown_cell("## C\n\n### B"),
+        ran(7, 10),
     ]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_x.ipynb")
+    unfinished = [ran(0, 5), nbformat.v4.new_markdown_cell("## A"), nbformat.v4.new_code_cell("x")]
+    for name, inside in (("01_x", cells), ("02_y", unfinished), ("03_z", unfinished[1:])):
+        nbformat.write(nbformat.v4.new_notebook(cells=inside), tmp_path / f"{name}.ipynb")
     monkeypatch.setattr(plans, "TIMES", tmp_path / "times.json")
+    before = {name: {"machine": "another", "sections": {"top": 1.5}} for name in ("00_w", "01_x", "02_y", "03_z")}
+    plans.TIMES.write_text(json.dumps(before), encoding="utf-8")
     assert plans.record(tmp_path, "nothing") == 1
     times = json.loads(plans.TIMES.read_text(encoding="utf-8"))
-    assert times["01_x"]["sections"] == {"top": 2.0, "A": 0, "B": 4.5, "C": 0} and times["01_x"]["beside"] == "nothing"
+    assert times["01_x"]["sections"] == {"top": 2.0, "A": 0, "B": 4.5, "C": 0, "B (2)": 3.0} and times["01_x"]["beside"] == "nothing"
+    assert list(times) == list(before) and all(times[name] == before[name] for name in ("00_w", "02_y", "03_z"))
     path = tmp_path / "01_x.ipynb"
-    assert [plans.needed(path, wanted, times) for wanted in (["A"], ["B"], [], ["A", "C"])] == [2, 6.5, 6.5, 6.5]
+    assert [plans.needed(path, wanted, times) for wanted in (["A"], ["B"], [], ["A", "C"])] == [2, 6.5, 9.5, 6.5]
 
 
 def test_the_command_prints_times_of_day(capsys):
@@ -397,7 +432,7 @@ def test_a_rule_makes_the_slides():
 
 def test_speaker_notes_come_from_the_plans():
     said = plans.said(ROOT / "notebooks" / "01_8bit_7b.ipynb")
-    assert [text[:24] for text in said["Predict first"]] == ["**90 minutes, 0:25, 20 m", "**Half a day, 0:40, 30 m", "**A day, 0:50, 40 min.**"]
+    assert [text[:24] for text in said["Predict first"]] == ["**90 minutes, 0:25, 20 m", "**Half a day, 0:40, 30 m", "**A day, 0:40, 35 min.**"]
     assert all("*Stuck:*" in text for text in said["Predict first"])
 
 

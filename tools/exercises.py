@@ -54,7 +54,7 @@ def cells(sheet, solved):
             yield "markdown", f"{one.name}-solution", folded("Solution", f"{fenced(one.solution)}\n\n{one.right}")
     choices = "\n".join(f"{n}. {text}" for n, (text, *_) in enumerate(sheet.answers, 1))
     meanings = "\n".join(f"{n}. {'**Right.**' if right else 'No.'} {why}" for n, (_, right, why) in enumerate(sheet.answers, 1))
-    buttons = "(No buttons below? `exercises.question(1)` says what answer 1 means.)"
+    buttons = "(By keyboard, in JupyterLab: run the cell with Ctrl and Enter, Tab goes to the answers, Space chooses one. No buttons below? `exercises.question(1)` says what answer 1 means.)"
     yield "markdown", "question", f"## A question, without code\n\n{sheet.question}\n\n{choices}\n\n{buttons}\n\n{folded('What each answer means', meanings)}"
     yield "code", "question-answers", "exercises.question()"
     yield "markdown", "summary", "## How far are you?"

@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -58,13 +59,15 @@ def cells(path):
 
 
 def sections(path):
-    """[(heading, its code cells)] of the notebook ``path``, in order; the first one is TOP."""
-    found = [(TOP, [])]
+    """{heading: its code cells} of the notebook ``path``, in order; the first one is TOP. A heading that was there before gets a number: "By hand (2)"."""
+    found, count = {TOP: []}, Counter()
     for cell in cells(path):
         if cell["cell_type"] == "code":
-            found[-1][1].append(cell)
-        else:
-            found += [(heading, []) for heading in re.findall(r"^##+ (.+)$", "".join(cell["source"]), flags=re.M)]
+            found[next(reversed(found))].append(cell)
+            continue
+        for heading in re.findall(r"^##+ (.+)$", "".join(cell["source"]), flags=re.M):
+            count[heading] += 1
+            found[heading if count[heading] == 1 else f"{heading} ({count[heading]})"] = []
     return found
 
 
@@ -96,11 +99,12 @@ def needed(path, wanted, times):
 
 
 def record(results, said=""):
-    """Write to TIMES how long the executed notebooks in the folder ``results`` took; others stay as they are. Return how many there were."""
+    """Write to TIMES how long the executed notebooks in the folder ``results`` took; others, also what stopped midway, stay. Return how many there were."""
     found = {}
     for path in sorted(Path(results).glob("[0-9][0-9]_*.ipynb")):
-        parts = {heading: round(sum(map(lasted, inside)), 1) for heading, inside in sections(path)}
-        if any(parts.values()):
+        inside = sections(path)
+        parts = {heading: round(sum(map(lasted, some)), 1) for heading, some in inside.items()}
+        if all("iopub.status.idle" in cell["metadata"].get("execution", {}) for some in inside.values() for cell in some if cell["source"]):
             about = {"machine": machine.device_name("cpu"), "date": date.today().isoformat(), "models": "embedded", "beside": said}
             found[path.stem] = about | {"sections": parts}
     before = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.is_file() else {}

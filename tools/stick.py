@@ -24,7 +24,7 @@ from helpers.models import files
 from tools.replica import uv
 
 CHECKED = "checked.txt"  # says when, with which Python, how large: written only after the check
-MORE = ("llamacpp", "onnx", "serving", "lab")  # requirements/NAME.txt
+MORE = ("llamacpp", "onnx", "serving", "formats", "lab")  # requirements/NAME.txt
 SYSTEMS = {"windows": "win_amd64", "macos": "macosx_14_0_arm64", "linux": "manylinux_2_28_x86_64"}  # uv's name: pip's
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 BUILD = ("setuptools", "wheel", "packaging")  # what pip needs to compile pypcre, where no wheel is there

@@ -6,6 +6,7 @@ fetched is announced, resumable and verified; what goes wrong is one sentence, a
 
 import contextlib
 import hashlib
+import html
 import os
 import re
 import sys
@@ -51,13 +52,13 @@ def token_place():
 
 
 def ask_for_token():
-    """Show a field for a token and a button that logs in (huggingface_hub.login checks and saves the token). Waits for nothing."""
+    """Show a field for a token; its Enter key or a button logs in (huggingface_hub.login checks and saves the token). Waits for nothing."""
     import ipywidgets
     from huggingface_hub import constants, login
     from IPython.display import display
 
     field = ipywidgets.Password(placeholder="hf_…", description="Token:")
-    button, answer = ipywidgets.Button(description="Log in"), ipywidgets.Label()
+    button, answer = ipywidgets.Button(description="Log in"), ipywidgets.HTML()
 
     def log_in(_):
         token, field.value = field.value.strip(), ""
@@ -65,14 +66,16 @@ def ask_for_token():
             login(token=token)
             constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = False  # an earlier token may have been ignored
             whether.cache_clear()
-            answer.value = "Logged in: run this notebook's cells again."
+            said = "Logged in: run this notebook's cells again."
         except ValueError as error:  # the library's own words; they do not repeat the token
-            answer.value = f"Not logged in: {error}"
+            said = f"Not logged in: {error}"
         except Exception as error:
-            answer.value = f"Not logged in: {why(error, 'your account')}."
+            said = f"Not logged in: {why(error, 'your account')}."
+        answer.value = html.escape(said, quote=False)
 
     button.on_click(log_in)
-    display(ipywidgets.HBox([field, button, answer]))
+    field.on_submit(log_in)  # the Enter key; leaving the field must not log in, which is what observing its value would do
+    display(ipywidgets.VBox([ipywidgets.HBox([field, button]), answer]))
 
 
 @lru_cache
