@@ -36,20 +36,21 @@ SLOW := article_stack data_build hub laptop quantise real_model serving stick to
 run: .venv/ready
 	@$(BIN)/python -m tools.run
 
-# The notebooks and what measures beside other programs of its own have the machine to themselves; all other tests run two at a time,
-# with threads that sleep while they wait: two processes whose threads spin take three times as long.
-TWO_AT_A_TIME := OMP_WAIT_POLICY=PASSIVE OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# The notebooks and what measures beside other programs of its own have the machine to themselves; all other tests run three at a time
+# (some of them wait most of the time), with threads that sleep while they wait: those of two processes that spin take three times as long.
+SIDE_BY_SIDE := OMP_WAIT_POLICY=PASSIVE OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+NBMAKE := --nbmake --nbmake-timeout=900
 
 test: .venv/tools .venv/book
 	@TEST_RESULTS="$$(mktemp -d)"; export TEST_RESULTS; \
-	$(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks $(ALONE); measured=$$?; \
-	$(TWO_AT_A_TIME) -v $(ALONE:%=--ignore=%) tests && exit $$measured
+	$(BIN)/python -m pytest -v $(NBMAKE) notebooks/*.ipynb $(ALONE); measured=$$?; \
+	$(SIDE_BY_SIDE) -v $(NBMAKE) $(ALONE:%=--ignore=%) notebooks/exercises notebooks/teaching tests && exit $$measured
 
 test-fast: .venv/tools .venv/book
-	@$(TWO_AT_A_TIME) -q $(SLOW:%=--ignore=tests/test_%.py) tests
+	@$(SIDE_BY_SIDE) -q $(SLOW:%=--ignore=tests/test_%.py) tests
 
 notebooks: .venv/tools
-	@TIER=embedded RESULTS_DIR="$$(mktemp -d)" $(BIN)/python -m pytest -v --nbmake --nbmake-timeout=900 notebooks
+	@TIER=embedded RESULTS_DIR="$$(mktemp -d)" $(BIN)/python -m pytest -v $(NBMAKE) notebooks
 
 lab: .venv/lab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

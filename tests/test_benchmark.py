@@ -209,13 +209,14 @@ def test_another_tool_says_the_same_of_the_same_call():
     folder = ROOT / ".venv" / "optimum-benchmark"
     python = folder / "bin" / "python"
     ready = folder / "ready"
-    if not ready.is_file() or ready.read_text() != str(OTHER_TOOL):
+    made = f"{OTHER_TOOL} beside {sysconfig.get_path('purelib')}"
+    if not ready.is_file() or ready.read_text() != made:
         venv.create(folder, with_pip=True, clear=True)
         packages = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True)
         (Path(packages.stdout.strip()) / "course.pth").write_text(sysconfig.get_path("purelib"))  # torch and transformers: the course's own
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *OTHER_TOOL]
         subprocess.run(install, check=True, timeout=300)
-        ready.write_text(str(OTHER_TOOL))
+        ready.write_text(made)
     done = subprocess.run([python, ROOT / "tests" / "support" / "other_tracker.py"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     calls = json.loads(done.stdout.splitlines()[-1])

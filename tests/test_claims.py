@@ -229,8 +229,22 @@ def test_no_two_recorded_runs_have_one_name():
     assert len({run.name for run in runs.values()}) == len(runs) >= 4
     large = runs["cpu-2-cores-llama-2"]
     assert large.distance == 0 and "6.7 and 13.0 billion parameters" in large.name and {1, 2, 3, 4, "fp16"} <= set(large.steps)
-    assert all(run.distance > 1 for name, run in runs.items() if name != "cpu-2-cores-llama-2")
+    gpu = runs["nvidia-h200-llama-2"]
+    assert gpu.distance == 0 and gpu.gpu and set(gpu.steps) == {1, 2}, "its GPTQ row is of a smaller model than its other steps"
+    assert all(run.distance > 1 and not run.gpu for name, run in runs.items() if not name.endswith("-llama-2"))
     assert {r["title"] for r in runs["cpu-2-cores-sheared"].steps[4]} == {"2.7B GPTQ"}, "of two sizes, one takes the step's place"
+
+
+def test_among_equals_a_gpu_speaks_first():
+    rows = ledger.recorded_rows()
+    runs = [claims.recorded([r for r in rows if r["recorded"] == name], {}) for name in ("cpu-2-cores-llama-2", "nvidia-h200-llama-2")]
+    nobody = claims.Evidence("nobody", {}, {})
+    table = check(sorted([nobody, *runs], key=lambda s: (s.distance, s is not nobody, not s.gpu)), nobody)
+    raw = {r["title"]: r for r in rows if r["recorded"] == "nvidia-h200-llama-2"}
+    cold, warm = (raw["7B bf16"][key] < 0.9 * raw["7B 8-bit"][key] for key in ("wall_s", "warm_wall_s"))
+    assert cold and warm and table.loc[CLAIM, "verdict"] == claims.HOLDS and "NVIDIA H200" in table.loc[CLAIM, "measured by"]
+    other = ARTICLE["statements"]["thirteen_faster_than_seven"]  # it has no step 4
+    assert "2 threads" in table.loc[other, "measured by"]
 
 
 def test_a_recorded_run_of_one_row_a_step_says_what_its_figures_say():

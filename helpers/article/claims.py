@@ -39,6 +39,11 @@ class Evidence:
         ratio = self.parameters / limits.models()[LLAMA].parameters if self.parameters else 0
         return (0 if 0.8 < ratio < 1.25 else abs(log(ratio))) if ratio else inf
 
+    @property
+    def gpu(self):
+        """Whether it was measured on a GPU, as the article's."""
+        return any(row.get("peak_gpu_allocated_bytes") for rows in self.steps.values() for row in rows)
+
 
 def size(rows):
     """The sizes of the models of ``rows``, in words, e.g. "6.7 and 13.0 billion parameters"."""
@@ -57,7 +62,13 @@ def own(rows, quality):
 
 
 def recorded(rows, quality):
-    """Return the Evidence of one recorded run (rows of ledger.recorded_rows). Its name has place, date, sizes and folder: no other has it too."""
+    """Return the Evidence of one recorded run (rows of ledger.recorded_rows). Its name has place, date, sizes and folder: no other has it too.
+
+    Steps 1 to 3 are of one model: where one of them took a smaller one's place, it is left out.
+    """
+    steps = ledger.by_step(rows)
+    most = max((row["parameters"] for step in (1, 2, 3) for row in steps.get(step, ())), default=0)
+    rows = [row for row in rows if row["parameters"] >= most]
     return Evidence(f"{plots.where(rows[-1])}, {size(rows)} ({rows[-1]['recorded']})", ledger.by_step(rows), quality)
 
 
