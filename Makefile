@@ -44,7 +44,7 @@ NBMAKE := --nbmake --nbmake-timeout=900
 test: .venv/tools .venv/book
 	@TEST_RESULTS="$$(mktemp -d)"; export TEST_RESULTS; \
 	$(BIN)/python -m pytest -v $(NBMAKE) notebooks/*.ipynb $(ALONE); measured=$$?; \
-	$(SIDE_BY_SIDE) -v $(NBMAKE) $(ALONE:%=--ignore=%) notebooks/exercises notebooks/teaching tests && exit $$measured
+	$(SIDE_BY_SIDE) -v $(NBMAKE) $(ALONE:%=--ignore=%) notebooks/teaching tests && exit $$measured
 
 test-fast: .venv/tools .venv/book
 	@$(SIDE_BY_SIDE) -q $(SLOW:%=--ignore=tests/test_%.py) tests
