@@ -81,11 +81,17 @@ def library():
     settings, first = "backend:native", "gptqmodel" not in sys.modules  # torch's default, in words; torch reads it at its first CUDA call
     with machine.variable("PYTORCH_ALLOC_CONF", settings, when=first), machine.quiet():
         import gptqmodel
-    for name, module in list(sys.modules.items()) if first else ():
-        for error in vars(module).values() if name.startswith("gptqmodel.") else ():
-            if isinstance(error, BaseException):  # of an import that failed: it holds all functions that were running, and the model that one of them loads
-                error.with_traceback(None)
+    if first:
+        _let_go()
     return gptqmodel
+
+
+def _let_go():
+    """Take the traceback from errors that gptqmodel keeps of imports that failed: it holds every function that was running, and the model that one of them loads."""
+    for module in [module for name, module in sys.modules.items() if name.startswith("gptqmodel.")]:
+        for kept in vars(module).values():
+            if isinstance(kept, BaseException):
+                kept.with_traceback(None)
 
 
 def plan(settings, capability=None, asked="", widths=()):

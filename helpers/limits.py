@@ -175,7 +175,7 @@ def efficiencies(rows):
     """
     groups, found = {}, {}
     for row in _full_size(rows):
-        if _launching(row) <= 0.5:
+        if not _waits_for_the_processor(row):
             sizes = groups.setdefault((row["format"], row["device"]), {})
             sizes.setdefault((row["parameters"], "recorded" not in row), []).append(row)
     for (format, device), sizes in groups.items():
@@ -185,7 +185,7 @@ def efficiencies(rows):
 
 def launched(rows):
     """Return those of ``rows``, and of the recorded ones, in whose time no operation runs for the most part, by their profile. First used in notebook 07."""
-    return [row for row in _full_size(rows) if _launching(row) > 0.5]
+    return [row for row in _full_size(rows) if _waits_for_the_processor(row)]
 
 
 def _full_size(rows):
@@ -196,7 +196,7 @@ def _full_size(rows):
             yield row
 
 
-def _launching(row):
-    """The share of a decode step that Python and the launching of kernels took in ``row``'s profile; 0 without a profile."""
+def _waits_for_the_processor(row):
+    """Whether Python and the launching of kernels took most of a decode step in ``row``'s profile, if it has one."""
     kinds = row.get("operations_s") or {}
-    return kinds["Python and launching"] / sum(kinds.values()) if kinds else 0
+    return bool(kinds) and kinds["Python and launching"] > sum(kinds.values()) / 2

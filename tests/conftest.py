@@ -28,7 +28,7 @@ def pytest_configure(config):
 
         copies = process.Copies(kernel.MODULES)
         kernel.use(copies)
-        config.add_cleanup(lambda: copies.__exit__())
+        config.add_cleanup(copies.__exit__)
 
 
 @pytest.fixture(autouse=True)

@@ -204,14 +204,14 @@ LLAMA, CLAIM = {"parameters": 6_738_415_616}, ARTICLE["statements"]["eight_to_bf
 
 def test_the_nearest_size_judges_and_the_stand_in_stands_beside_it():
     mine, large = claims.Evidence("mine", evidence((10, 3, 3, 3), (8, 2, 2, 2)).steps, {}), evidence((3, 9, 3, 3), (3, 9, 2, 2), **LLAMA)
-    line = check(sorted([mine, large], key=lambda s: s.distance), mine).loc[CLAIM]
+    line = check(claims.nearest_first(mine, [large]), mine).loc[CLAIM]
     assert (line["verdict"], line["measured by"]) == (claims.NOT, "here")
     assert line.iloc[-1].startswith("holds: first call: 70 % less wall time") and line.index[-1] == "your stand-ins, 0.0 million parameters"
 
 
 def test_the_readers_own_measurement_comes_first_at_llama_2s_size():
     mine = claims.Evidence("mine", evidence((10, 3, 3, 3), (8, 2, 2, 2), **LLAMA).steps, {})
-    table = check(sorted([mine, evidence((3, 9, 3, 3), (3, 9, 2, 2), **LLAMA)], key=lambda s: s.distance), mine)
+    table = check(claims.nearest_first(mine, [evidence((3, 9, 3, 3), (3, 9, 2, 2), **LLAMA)]), mine)
     assert tuple(table.loc[CLAIM])[::2] == (claims.HOLDS, "mine") and len(table.columns) == 3
 
 
@@ -239,7 +239,7 @@ def test_among_equals_a_gpu_speaks_first():
     rows = ledger.recorded_rows()
     runs = [claims.recorded([r for r in rows if r["recorded"] == name], {}) for name in ("cpu-2-cores-llama-2", "nvidia-h200-llama-2")]
     nobody = claims.Evidence("nobody", {}, {})
-    table = check(sorted([nobody, *runs], key=lambda s: (s.distance, s is not nobody, not s.gpu)), nobody)
+    table = check(claims.nearest_first(nobody, runs), nobody)
     raw = {r["title"]: r for r in rows if r["recorded"] == "nvidia-h200-llama-2"}
     cold, warm = (raw["7B bf16"][key] < 0.9 * raw["7B 8-bit"][key] for key in ("wall_s", "warm_wall_s"))
     assert cold and warm and table.loc[CLAIM, "verdict"] == claims.HOLDS and "NVIDIA H200" in table.loc[CLAIM, "measured by"]

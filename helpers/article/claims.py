@@ -72,6 +72,11 @@ def recorded(rows, quality):
     return Evidence(f"{plots.where(rows[-1])}, {size(rows)} ({rows[-1]['recorded']})", ledger.by_step(rows), quality)
 
 
+def nearest_first(yours, others):
+    """Return [yours, *others] (each an Evidence), the nearest to Llama-2's size first; of equally near ones ``yours``, then those of a GPU. First used in notebook 09."""
+    return sorted([yours, *others], key=lambda source: (source.distance, source is not yours, not source.gpu))
+
+
 def save(report):
     """Write ``report`` (Markdown) as ``claims.md`` in the results folder and return its path. Raises DiskError. First used in notebook 09."""
     return plots.save("claims.md", f"# The article, claim by claim\n\n{report}\n")

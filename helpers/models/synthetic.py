@@ -16,10 +16,8 @@ from helpers.models.catalogue import CHECKPOINTS, LINEARS, LLAMA_2, Shape, read_
 
 GROUP_SIZE = 128
 STD = 0.02  # of the weights, as in Llama's initialisation: activations stay finite in 16 bits
-VERSION, MARK = (
-    3,
-    "synthetic.json",
-)  # of the values: 1, without a mark, had equal blocks; GPTQ's weights of 2 had a mean, which 16-bit sums of 32 blocks overflowed
+# Of the values: version 1, which left no mark, had equal blocks; the GPTQ weights of 2 had a mean, which float16 overflowed after 27 blocks.
+VERSION, MARK = 3, "synthetic.json"
 POOL = 4_194_301  # random numbers drawn; a prime, so that repeating them never lines up with a matrix's rows
 SHAPES = {  # between the course's small models and Llama-2: https://arxiv.org/abs/2310.06694 (Sheared LLaMA)
     "1.3B": Shape(2048, 5504, 24),
