@@ -31,14 +31,17 @@ def pytest_configure(config):
         config.add_cleanup(copies.__exit__)
 
 
-@pytest.fixture(autouse=True)
 def own_environment():
-    """What a test, or a library that it calls, sets in os.environ is gone after it."""
+    """What a test, a fixture of its module or a library that they call sets in os.environ is gone after it."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+environment_of_a_test = pytest.fixture(own_environment, autouse=True)
+environment_of_a_module = pytest.fixture(own_environment, autouse=True, scope="module")  # before the module's own fixtures, which are set up before any test's
 
 
 @pytest.fixture(scope="session")
