@@ -38,7 +38,7 @@ run: .venv/ready
 
 # The notebooks and what measures beside other programs of its own have the machine to themselves; all other tests run three at a time
 # (some of them wait most of the time), with threads that sleep while they wait: those of two processes that spin take three times as long.
-SIDE_BY_SIDE := OMP_WAIT_POLICY=PASSIVE OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+SIDE_BY_SIDE := OMP_WAIT_POLICY=PASSIVE OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 NBMAKE := --nbmake --nbmake-timeout=900
 
 test: .venv/tools .venv/book

@@ -5,6 +5,7 @@ With TEST_RESULTS, a folder, the notebooks leave them there, and every later pro
 
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ["TIER"] = "embedded"
@@ -15,11 +16,18 @@ if RESULTS == os.environ.get("TEST_RESULTS") and "PYTEST_XDIST_WORKER" in os.env
 import pytest
 
 from helpers import ledger, loading, process
+from helpers.machine import network
 from helpers.models import choose
 from tools import run
 
+LONG = ("test_real_model.py", "test_hub.py", "test_laptop.py", "test_quantise.py", "test_serving.py", "test_stick.py", "test_tools_gpu.py")  # a minute and more
+for name in (*network.OFFLINE, "HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE"):
+    os.environ.pop(name, None)  # the reader's own: the tests have a Hub of theirs
+
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # `make test &` in a script: the programs that the tests interrupt would not listen
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU; make gpu runs these")
     if shutil.which("nvidia-smi") and "gpu" not in config.getoption("markexpr"):  # all other tests, and the notebooks beside them, run as without a GPU
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -29,6 +37,12 @@ def pytest_configure(config):
         copies = process.Copies(kernel.MODULES)
         kernel.use(copies)
         config.add_cleanup(copies.__exit__)
+
+
+def pytest_collection_modifyitems(items):
+    """Of several processes, none shall end alone on a long file: those begin first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def own_environment():

@@ -433,3 +433,11 @@ def test_rows_land_in_the_ledger(answers, tmp_path, monkeypatch):
 def test_a_wrong_checkpoint_is_said_by_the_process_too(stack):
     job = {"folder": str(catalogue.CHECKPOINTS / "small"), "device": "cpu", "dtypes": ["float16"], "prompt": "x", "new_tokens": 1}
     fails(CheckpointError, "unquantised weights: this step needs GPTQ ones", old_stack.ask, stack, job)
+
+
+def test_a_kind_of_model_that_came_later(stack, tmp_path):
+    folder = shutil.copytree(catalogue.CHECKPOINTS / "small-gptq", tmp_path / "later")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen3"}))
+    job = {"folder": str(folder), "device": "cpu", "dtypes": ["float16"], "prompt": "x", "new_tokens": 1}
+    fails(CheckpointError, "4.38.2. know no model of the kind qwen3: .*choose a Llama", old_stack.ask, stack, job)

@@ -245,7 +245,13 @@ def work(job):
 
     The checkpoint's sizes have been checked by ``make_job``: that needs today's transformers.
     """
+    from transformers import CONFIG_MAPPING, __version__
+
     files.check_method(job["folder"], "gptq")
+    if (family := read_json(job["folder"], "config.json")["model_type"]) not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"The libraries of 2024 (transformers {__version__}) know no model of the kind {family}: leave the old stack out, or choose a Llama."
+        )
     return {
         "runs": {dtype: _measure(job, dtype) for dtype in job["dtypes"]},
         "python": platform.python_version(),
@@ -269,7 +275,7 @@ def _measure(job, dtype):
         logits = model(ids[None, :-1].to(model.device)).logits[0].float().cpu()
     if not logits.isfinite().all():
         raise CourseError(f"The model's output in {dtype} is not finite, so nothing measured on it counts: take another checkpoint, or today's libraries.")
-    kernel = type(model.model.layers[0].self_attn.q_proj)
+    kernel = next(type(part) for part in model.modules() if hasattr(part, "qweight"))
     # on a GPU torch 2.2's profiler calls its figures by other names than today's
     operations = decode_step(model, ids[None].to(model.device)) if job["device"] == "cpu" else None
     found = {"timing": asdict(result), "kernel": f"{kernel.__module__}.{kernel.__name__}", "weight_bytes_loaded": loading.weight_bytes(model)}
