@@ -20,7 +20,7 @@ from helpers.machine import network
 from helpers.models import choose
 from tools import run
 
-LONG = ("test_real_model.py", "test_hub.py", "test_laptop.py", "test_quantise.py", "test_serving.py", "test_stick.py", "test_tools_gpu.py")  # a minute and more
+LONG = ("test_hub.py", "test_formats_after.py", "test_real_model.py", "test_checkpoints.py")  # minutes each
 for name in (*network.OFFLINE, "HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE"):
     os.environ.pop(name, None)  # the reader's own: the tests have a Hub of theirs
 
