@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -205,7 +206,10 @@ def test_a_row_that_cannot_be_is_refused(measured, tmp_path, monkeypatch):
         asked.clear()
         return timed.record("llama.cpp", "BF16", result, choose.get_step(2), **about, **more)
 
-    assert reads(0.91 * limit)["bandwidth_bytes_per_s"] == 0.91 * limit and asked == [("cpu", about["read_bytes"])]
+    middle = median(call.tpot for call in result.warm)
+    row = reads(0.91 * limit)  # a pass that is a little faster than the bandwidth shows that the memory gives as much
+    assert row["bandwidth_bytes_per_s"] == pytest.approx(max(0.91 * limit, about["read_bytes"] / middle)) and asked == [("cpu", about["read_bytes"])]
+    assert about["read_bytes"] / row["bandwidth_bytes_per_s"] <= row["tpot_s"]
     assert reads(0.5 * limit, 0.8 * limit, limit)["bandwidth_bytes_per_s"] == limit and len(asked) == 3  # other programs were reading
     with pytest.raises(
         ImpossibleFigureError, match=rf"a token is less than the .* that reading its {about['read_bytes']:,} bytes takes.*run it again"

@@ -196,8 +196,7 @@ class Trial:
     def _llamacpp(self, type, found):
         if missing := [name for name in llamacpp.PACKAGES if not setup.installed(name)]:
             raise PackagesError(f"llama.cpp is not here ({' and '.join(missing)} missing): run setup.add('llamacpp') where there is a network.")
-        title, file = f"{self.step.title.split()[0]} {type} (llama.cpp)", setup.results_dir() / "gguf" / f"{self.step.place.rpartition('/')[2]}-{type}.gguf"
-        file = llamacpp.write(choose.bring(self.step), type, file) if self.step.tier == "own" else llamacpp.file(self.step, type)
+        title, file = f"{self.step.title.split()[0]} {type} (llama.cpp)", llamacpp.file(self.step, type)
         key, found.place = ("llama.cpp", title, machine.device_name("cpu")), str(file)
         found.rows = timed.history(ledger.read(engine="llama.cpp"), self.step).get(key, [])
         if not found.rows:

@@ -92,6 +92,11 @@ class Run:
         return self.cpu / (machine.cores() * self.duration)
 
     @property
+    def free(self):
+        """Cores of this machine that neither the server, nor this client, nor other programs used."""
+        return machine.cores() - (self.server_cpu + self.cpu) / self.duration - self.others
+
+    @property
     def rate(self):
         """Finished requests a second."""
         return len(self.answers) / self.duration

@@ -51,7 +51,7 @@ def file(step, type):
         _rule(type)
         repository, name = READY[getattr(step, step.tier)]
         return hub.fetch_file(repository, name.format(type if step.tier == "hub" else type.lower()))
-    return write(step.checkpoint, type)
+    return write(choose.bring(step), type, setup.results_dir() / "gguf" / f"{step.place.rpartition('/')[2]}-{type}.gguf")
 
 
 def ready(repository, type="Q4_K_M"):

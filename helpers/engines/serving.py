@@ -25,7 +25,7 @@ from urllib.request import urlopen
 from helpers import ROOT, kernels, machine, setup
 from helpers.engines import clients
 from helpers.engines import llamacpp as engine
-from helpers.errors import CourseError, UnknownFormatError
+from helpers.errors import CheckpointError, CourseError, UnknownFormatError
 from helpers.loading import library
 from helpers.models import choose, files
 
@@ -135,6 +135,10 @@ def start(make, *arguments, **options):
 
 def gguf_file(step, type=None):
     """Return the path of ``step``'s model as a GGUF file of ``type``, by default BF16 of an embedded model, else Q4_0 of the unquantised one."""
+    if step.format == "gptq" and step.tier == "own":
+        raise CheckpointError(
+            f"llama.cpp reads no GPTQ, and nobody knows here what {step.place} was made from: choose that model, choose.get_step(2, checkpoint=NAME)."
+        )
     unquantised = choose.get_step(2, tier=step.tier) if step.format == "gptq" else step
     return engine.file(unquantised, type or ("BF16" if step.tier == "embedded" else "Q4_0"))
 
