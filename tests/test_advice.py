@@ -321,6 +321,15 @@ def test_the_commands_for_transformers_load_what_they_say(tmp_path):
     assert layers[3].startswith("Torch")  # one of gptqmodel's kernels for processors
 
 
+def test_vllm_is_told_float16_on_a_card_without_bfloat16(monkeypatch):
+    step, look = choose.get_step(2), advice.Outlook("bf16", "transformers", 1, 1, 1, "", 1)
+    book = functions("15", advice=advice, os=os, setup=setup, step=step, torch=torch, GGUF={"bf16": "BF16"}, HALF="# float16 has as many bytes\n")
+    for capability, dtype in (((7, 5), "half"), ((8, 0), "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        said = book["commands"](advice.Evidence(look, place=step.checkpoint), 200, "cuda:0")["vLLM"]
+        assert f"--dtype {dtype} " in said and ("as many bytes" in said) == (dtype == "half")
+
+
 def test_the_card(trial):
     trial, found = trial
     step, here = trial.step, HERE | {"device": "cpu"}

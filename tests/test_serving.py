@@ -24,6 +24,7 @@ from helpers.engines import clients, serving
 from helpers.engines import llamacpp as engine
 from helpers.errors import CheckpointError, CourseError, UnknownFormatError
 from helpers.models import choose, files
+from helpers.models.catalogue import CHECKPOINTS
 from helpers.timing import PROMPT
 
 NEW = 12
@@ -206,6 +207,7 @@ def answers(*lists):
 
 
 def test_percentiles_throughput_and_littles_law():
+    assert clients.Run(32, duration=2.0, cpu=0.5, server_cpu=1.0, others=0.2).free == pytest.approx(len(os.sched_getaffinity(0)) - 0.75 - 0.2)
     run = clients.Run(2, answers([0.1, 0.2, 0.4], [0.3, 0.31, 0.35], [0.5, 1.0, 2.0]), [], duration=2.0)
     gaps = sorted([0.1, 0.2, 0.01, 0.04, 0.5, 1.0])
     for quantity, values in {"ttft": [0.1, 0.3, 0.5], "itl": gaps, "latency": [0.4, 0.35, 2.0]}.items():
@@ -432,6 +434,15 @@ def test_a_port_in_use(llamacpp, file, step):
         with pytest.raises(serving.ServerError, match=f"Port {port} is taken"):
             start()
     assert serving.healthy(llamacpp.url)
+
+
+def test_a_model_of_the_reader_s_own_as_a_gguf_file(tmp_path, monkeypatch):
+    """A folder or a repository, by its name and not by a cache's; of a GPTQ checkpoint nobody knows the original."""
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    own = choose.get_step(2, checkpoint=str(CHECKPOINTS / "small"))
+    assert serving.gguf_file(own) == tmp_path / "gguf" / "small-Q4_0.gguf" and engine.sizes(tmp_path / "gguf" / "small-Q4_0.gguf")[0] > 0
+    with pytest.raises(CheckpointError, match="reads no GPTQ.*small-gptq was made from: choose that model"):
+        serving.gguf_file(choose.get_step(3, checkpoint=str(CHECKPOINTS / "small-gptq")))
 
 
 def test_a_file_or_checkpoint_that_cannot_be_loaded(file, step, tmp_path):
