@@ -11,7 +11,7 @@ from statistics import median, quantiles
 
 from helpers import ROOT, loading, machine
 from helpers.errors import LibraryError, PromptError, TokenCountError
-from helpers.exercises.predictions import calibration, closeness, guess  # noqa: F401  (notebooks say here how near a prediction came)
+from helpers.exercises.predictions import calibration, closeness, guess, in_seconds  # noqa: F401  (notebooks say here how near a prediction came)
 from helpers.loading import library
 
 PROMPT, NEW_TOKENS = map(json.loads((ROOT / "data" / "article.json").read_text(encoding="utf-8")).get, ("prompt", "new_tokens"))

@@ -1,8 +1,12 @@
-"""The article's changes, computed from its figures, are those it states; conclusions follow from the rows."""
+"""The article's changes, computed from its figures, are those it states; conclusions follow from the rows, in notebooks 02 to 04 too."""
+
+import re
 
 import pytest
+from support import classroom
+from support.book import cells
 
-from helpers import article
+from helpers import article, ledger, plots, timing
 from helpers.article import compare
 
 
@@ -98,3 +102,64 @@ def test_report_of_a_run(run_results):
     with open(f"{run_results}/comparison.md", encoding="utf-8") as file:
         report = file.read()
     assert "1: small 8-bit" in report and "4: large GPTQ" in report and "not measured" not in report
+
+
+WALLS = {1: 4.0, 2: 1.0, 3: 2.0, 4: 3.0}  # seconds of a warm call; a first call takes twice as long
+SAID = {
+    "02": ("First call, held against step 1's: 0.25 times as long.", "fewer bytes, 300 % more wall time.", "a token in 8 bits, held against bf16: 4.00 times as long"),
+    "03": ("Time a token, warm, held against bf16's: 2.00 times as long.", "First call, held against bf16's: 2.00 times as long."),
+    "04": ("First call, held against step 3's: 1.50 times as long.", "The first call, held against a warm one: 2.00 times as long.", "Start-up is 50% of the first call.",
+           "step 4 reads 1.89 times the bytes of step 3. A token, held against step 3's: 1.50 times as long."),
+}  # fmt: skip
+
+
+def made(number, others=0.0):
+    """A row of step ``number`` that took as long as WALLS says, while other programs used so many cores."""
+    wall = WALLS[number]
+    call = {"user": wall, "sys": 0.0, "wall": wall, "ttft": 0.3 * wall, "new_tokens": 15, "others": others}
+    times = {"wall_s": 2 * wall, "warm": [call] * 5, "warm_wall_s": wall, "tpot_s": 0.05 * wall}
+    about = {"device": "Some CPU", "threads": 1, "cores": 2, "others_cores": others, "cold_others_cores": others}
+    return classroom.rows("cpu-2-cores")[number] | times | about
+
+
+def printed(notebook, rows, capsys):
+    """What the cells of ``notebook`` between "So far" and the self-check print, if ``rows`` are the ledger's."""
+    for row in rows:
+        ledger.append(row)
+    sources = cells(notebook, "")
+    begin, end = (next(n for n, source in enumerate(sources) if source.startswith(first)) for first in ("rows = ledger.latest(", "assert "))
+    names = {"ledger": ledger, "plots": plots, "timing": timing, "row": rows[-1], "my_prediction": 0.5, "my_reason": ""}
+    capsys.readouterr()
+    for source in sources[begin:end]:
+        exec(source, names)
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def empty(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize("notebook", SAID)
+@pytest.mark.parametrize("earlier", [True, False], ids=["as the newest", "before a disturbed one"])
+def test_the_notebooks_of_the_steps_say_what_all_rows_tell(empty, capsys, notebook, earlier):
+    """A quiet row counts in the place of a disturbed one, whichever is the newer."""
+    number = int(notebook)
+    own = [made(number), made(number, others=1.9)]
+    out = printed(notebook, [made(n) for n in WALLS if n < number] + (own[::-1] if earlier else own), capsys)
+    assert all(said in out for said in SAID[notebook]) and "too noisy" not in out, out
+
+
+@pytest.mark.parametrize("notebook", SAID)
+def test_the_notebooks_of_the_steps_build_no_verdict_on_disturbed_rows(empty, capsys, notebook):
+    """Bytes and what was recorded can be told all the same."""
+    number = int(notebook)
+    out = printed(notebook, [made(n, others=1.9 * (n == number)) for n in WALLS if n <= number], capsys)
+    judged = [line for line in out.splitlines() if re.search(r"\d times|\d %|[Yy]ou said|slower|faster", line) and not re.match("Bytes|[Rr]ecorded", line)]
+    assert len(judged) >= len(SAID[notebook]) and all("too noisy to tell" in line for line in judged), out
+
+
+@pytest.mark.parametrize("notebook", SAID)
+def test_the_first_of_these_notebooks_that_runs_compares_nothing(empty, capsys, notebook):
+    out = printed(notebook, [made(int(notebook))], capsys)
+    assert "2.00 times" in out if notebook == "04" else "to see the comparison" in out and "your rows" not in out

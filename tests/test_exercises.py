@@ -243,6 +243,25 @@ def test_what_is_no_prediction_is_not_kept(kept, prediction):
     assert not kept.exists()
 
 
+@pytest.mark.parametrize("prediction", [None, 0, -1, [], ["8-bit"], "1.5", "2 times", True, float("nan"), float("inf"), 10**30])
+def test_what_is_no_number_says_no_time(prediction):
+    """The notebooks have measured by then: nothing may stop them before the row is in the ledger."""
+    assert predictions.in_seconds(prediction, 4.0) is None
+
+
+def test_a_ratio_says_a_time():
+    assert predictions.in_seconds(1.5, 4.0) == 6.0 and predictions.in_seconds(2, 0.5) == 1.0 and predictions.in_seconds(1.5, None) is None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")), ids=lambda path: path.stem)
+def test_no_notebook_computes_with_what_the_reader_wrote(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert not re.search(
+                r"\bmy_(prediction|order|share)\b(?! = )\s*[^,)\s]|[-+*/<>] *my_(prediction|order|share)\b|if my_(prediction|order|share)\b", cell.source
+            )
+
+
 def test_noise_is_not_scored(kept):
     assert "too noisy to tell, the repeats differ by 30 %" in predictions.guess(2, 1.0, "02", noisy="the repeats differ by 30 %")
     assert "no figure here" in predictions.guess(2, None, "02") and not kept.exists()

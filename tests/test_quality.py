@@ -122,6 +122,8 @@ def test_a_tie_is_no_agreement():
     ours = torch.tensor([tie, first, tie, first, first])
     theirs = torch.tensor([tie, tie, first, first, second])
     assert quality.compare(ours, theirs)[1].tolist() == [False, False, False, True, False]
+    for notebook in ("11", "13"):
+        assert functions(notebook)["same_top"](ours, theirs).tolist() == quality.compare(ours, theirs)[1].tolist()
 
 
 def test_logits_are_those_of_a_head_in_float32(small, monkeypatch):

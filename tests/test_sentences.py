@@ -63,12 +63,11 @@ def sentences():
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                     names.setdefault(node.targets[0].id, []).append(node.value)
             for node in ast.walk(function):
-                made = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
-                where = f"{module}:{function.name}:{node.lineno}" if made else ""
-                if isinstance(made, ast.Call) and getattr(made.func, "attr", getattr(made.func, "id", "")) in CLASSES and made.args:
-                    yield from ((where, text) for text in texts(made.args[0], names) or [None])
-                elif isinstance(node, ast.Return) and function.name == "_why" and isinstance(made, ast.JoinedStr):
-                    yield from ((where, text) for text in texts(made, names))
+                where = f"{module}:{function.name}:{getattr(node, 'lineno', '')}"
+                if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in CLASSES and node.args:
+                    yield from ((where, text) for text in texts(node.args[0], names) or [None])
+                elif isinstance(node, ast.Return) and function.name == "_why" and isinstance(node.value, ast.JoinedStr):
+                    yield from ((where, text) for text in texts(node.value, names))
 
 
 FOUND = sorted(set(sentences()), key=str)

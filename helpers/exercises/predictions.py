@@ -33,6 +33,17 @@ def pairs(said, measured):
     return sum(first < second for first, second in both), len(both)
 
 
+def number(prediction):
+    """``prediction``, if it is a number above 0 that can be held against a figure, else None: text, for example, is none."""
+    good = isinstance(prediction, (int, float)) and not isinstance(prediction, bool) and 0 < prediction < 1e9
+    return prediction if good else None
+
+
+def in_seconds(prediction, once):
+    """Return the time that the reader's ratio ``prediction`` says, where ``once`` seconds are its 1; None without one of them. First used in notebook 01."""
+    return None if number(prediction) is None or once is None else prediction * once
+
+
 def guess(prediction, actual, what="", reason="", noisy=""):
     """Say in a sentence how near the reader's ``prediction`` is to ``actual``, and keep both as ``what`` ("02: …"), if that is given.
 
@@ -42,7 +53,7 @@ def guess(prediction, actual, what="", reason="", noisy=""):
     if prediction is None or prediction in ([], 0):
         return NONE
     in_order = isinstance(prediction, (list, tuple))
-    if not in_order and (not isinstance(prediction, (int, float)) or isinstance(prediction, bool) or not 0 < prediction < 1e9):
+    if not in_order and number(prediction) is None:
         return f"(You said {prediction!r}, and a prediction is a number above 0, for example 0.5 or 2.)"
     said = ", ".join(map(str, prediction)) if in_order else f"{prediction:g}"
     if noisy or not actual:
