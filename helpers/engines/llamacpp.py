@@ -342,7 +342,7 @@ def work(job):
         def decode(count, arrived):
             new, chunks = answer(server, ids, count, arrived)
             own.append(chunks[-1]["timings"]["predicted_per_token_ms"] / 1000)
-            return new
+            return new, own[-1] * (len(new) - 1)
 
         ids = tokenise(server, PROMPT)
         return decode, ids, lambda new: detokenise(server, new)

@@ -15,6 +15,8 @@ from helpers.timing import NEW_TOKENS, PROMPT, REPEATS, WARMUPS, Call, Timing, s
 
 COLOURS = {"transformers": "#0072b2", "llama.cpp": "#d55e00", "onnxruntime": "#009e73", "2024 stack": "#cc79a7"}  # Okabe and Ito's palette
 HATCHES = {"transformers": "", "llama.cpp": "///", "onnxruntime": "...", "2024 stack": "xxx"}
+LATE = 0.7  # of the engine's own time: where ours is shorter, the tokens lay ready before this program got a processor to take them
+TRIES = 4  # of one answer that came late
 ALONE = ("llama.cpp", "onnxruntime")  # engines that are timed in processes that do not hold torch
 
 
@@ -22,8 +24,17 @@ def answer_once(answer, new_tokens=NEW_TOKENS):
     """Time one answer and return (Call, new token ids); TTFT ends when the first token has arrived.
 
     answer: a function of (number of new tokens, arrived) that decodes greedily, calls ``arrived`` at each new token, and returns their ids (list
-    of int). Raises TokenCountError unless there are exactly ``new_tokens``.
+    of int); an engine that decodes in another thread returns (ids, seconds of decoding by its own clock), and an answer that came LATE is asked for
+    again. Raises TokenCountError unless there are exactly ``new_tokens``.
     """
+    for _ in range(TRIES):
+        call, new, own = _answer(answer, new_tokens)
+        if call.decode >= LATE * own:
+            break
+    return call, new
+
+
+def _answer(answer, new_tokens):
     first = []
 
     def arrived(text=""):
@@ -37,11 +48,12 @@ def answer_once(answer, new_tokens=NEW_TOKENS):
     end = time.perf_counter()
     user_end, system_end = machine.cpu_times()
     load.stop()
+    new, own = new if isinstance(new, tuple) else (new, 0.0)
     if len(new) != new_tokens or not first:
         raise TokenCountError(
             f"The engine returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong; take another prompt, or forbid the end of the text."
         )
-    return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens, load.others), new
+    return Call(user_end - user, system_end - system, end - start, first[0] - start, new_tokens, load.others), new, own
 
 
 def measure(answer, ids, decode, repeats=REPEATS, new_tokens=NEW_TOKENS):
