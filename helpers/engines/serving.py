@@ -194,9 +194,8 @@ def llamacpp(path, threads, readers=32, tokens=PAGE, port=None, **settings):
     xllamacpp.CommonParams, e.g. api_keys. Raises ServerError.
     """
     settings |= {"context": readers * tokens, "n_parallel": readers, "threads": threads}
-    what, no_end = ["llama.cpp", str(Path(path).resolve())], {"ignore_eos": True, "cache_prompt": False}
-    name = f"llama.cpp, {readers} slot{'s' * (readers != 1)}"
-    return _start(name, what, [json.dumps(settings)], port, Path(path).stem, no_end, "cpu", threads)
+    what, name = ["llama.cpp", str(Path(path).resolve())], f"llama.cpp, {readers} slot{'s' * (readers != 1)}"
+    return _start(name, what, [json.dumps(settings)], port, Path(path).stem, engine.GREEDY, "cpu", threads)
 
 
 def healthy(url, timeout=2):
