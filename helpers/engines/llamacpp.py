@@ -301,13 +301,13 @@ def load(path, threads=None, context=None, **settings):
 
 
 def _threads(path):
-    """As many threads as the course chooses for the sizes in the head of the GGUF file ``path``; all cores where it tells none, or one for each layer."""
+    """As many threads as the course chooses for the sizes in the head of the GGUF file ``path``."""
     sizes = []
     with contextlib.suppress(CheckpointError, KeyError):  # llama.cpp says what it cannot read, and may know newer types
         fields = reader(path).fields
         kind = fields["general.architecture"].contents()
         sizes = [fields[f"{kind}.{name}"].contents() for name in ("embedding_length", "feed_forward_length", "block_count")]
-    return choose.threads(Shape(*sizes)) if len(sizes) == 3 and all(type(size) is int for size in sizes) else machine.cores()
+    return choose.threads_of(*sizes)
 
 
 def answer(server, ids, new_tokens, arrived=lambda text: None, **options):

@@ -108,7 +108,7 @@ def _sweep(path):
         import psutil
 
         *_, process, _ = left.name.removesuffix(".partial").split("-")
-        if process.isdigit() and f".{_own(process)}-" in left.name and not psutil.pid_exists(int(process)):
+        if process.isdecimal() and f".{_own(process)}-" in left.name and not psutil.pid_exists(int(process)):
             _remove(left)
 
 

@@ -167,7 +167,7 @@ def patiently(action):
             if not passing or attempt == TRIES:
                 raise
             asked = _answer(error).headers.get("Retry-After", "") if status else ""
-            time.sleep(min(int(asked), LONGEST_WAIT) if asked.isdigit() else attempt)
+            time.sleep(min(int(asked), LONGEST_WAIT) if asked.isdecimal() else attempt)
 
 
 def why(error, repository):
