@@ -371,7 +371,9 @@ def test_survey_of_the_hub(tmp_path):
         assert found["gated"] == "" and found["token"] == "the environment variable HF_TOKEN"
 
 
-@pytest.mark.parametrize("token, words", [("hf_valid", "Logged in"), ("hf_wrong", "is not valid")])
+@pytest.mark.parametrize(
+    "token, words", [("hf_valid", "Logged in"), ("hf_wrong", "is not valid"), ("hf_wröng", "another sign that no token has: copy it again")]
+)
 def test_login_field(tmp_path, token, words):
     """By button and by key: the field hands the token to the Hub's library, forgets it, and says what came of it."""
     with Hub(ARTICLE) as hub:
