@@ -178,7 +178,8 @@ def why(error, repository):
     said = " ".join(str(getattr(link, "server_message", None) or link) for link in errors.chain(error))
     status, wait = (None, None) if answer is None else (answer.status_code, answer.headers.get("Retry-After"))
     token, gated = token_place() if status == 401 else None, "GatedRepoError" in names
-    disk = "" if status else errors.disk_trouble(error, "HF_HOME")
+    place = next((link.filename for link in errors.chain(error) if getattr(link, "filename", None)), "")
+    disk = "" if status else errors.disk_trouble(error, _variable(place))
     invalid = "Invalid credentials" in said or "Invalid user token" in said or token
     unresolved = any(words in said for words in ("resolve", "Name or service", "getaddrinfo", "name resolution"))
     reasons = (  # the first that is true
@@ -198,7 +199,7 @@ def why(error, repository):
         (status == 429, f"the Hub asks you to wait{f' {wait} seconds' if wait else ''} (HTTP 429, too many requests)"),
         (status and status >= 500, f"the Hub has a problem of its own (HTTP {status}): wait some minutes"),
         (status, f"the Hub refused it (HTTP {status})"),
-        (disk, f"the cache cannot be written, {disk} and restart the kernel"),
+        (disk, f"the cache cannot be used, {disk} and restart the kernel"),
         ("Consistency check failed" in said, "a file arrived with a wrong length and was thrown away"),
         (unresolved, f"the name of the Hub cannot be resolved (DNS): {network.advice()}"),
         ({"TimeoutException", "TimeoutError"} & names, f"the Hub does not answer in time: {network.advice()}"),
@@ -206,6 +207,12 @@ def why(error, repository):
         (True, f"the Hub's library failed ({type(error).__name__}: {_secretly(error)}): run pip install --upgrade huggingface_hub and restart the kernel"),
     )  # fmt: skip
     return next(reason for holds, reason in reasons if holds)
+
+
+def _variable(path):
+    """The environment variable that decides where the Hub's library has ``path``."""
+    given = {name: os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")}
+    return next((name for name, place in given.items() if place and str(path).startswith(os.path.expanduser(place))), "HF_HOME")
 
 
 def _secretly(error):
@@ -300,7 +307,7 @@ def _bring(repository, revision, wanted, needed, lacking):
     if need > free:
         raise NotEnoughMemoryError(
             f"{repository} still needs {need / 1e9:.1f} GB and the disk of {cache} has {free / 1e9:.1f} GB free: make room, or set"
-            " HF_HOME to a folder on another disk and restart the kernel."
+            f" {_variable(cache)} to a folder on another disk and restart the kernel."
         )
     if need > 1e6:
         print(f"Fetching {repository}: {need / 1e9:.2f} GB in {len(missing)} files (of {len(files)}) to {cache}.", flush=True)
