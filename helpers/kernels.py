@@ -38,7 +38,7 @@ COMPILED = {"exllama_v2": ("exllamav2", "half a minute to a minute on two cores"
 SUMS_OF_16_BITS = ("exllama_v2",)
 MARLIN_CAPABILITY = (8, 0)
 _failed = {}  # kernel: why it could not be made ready in this process; the library does not try again either
-_used = weakref.WeakKeyDictionary()  # model: sentence on the kernel that it was loaded with
+_used = weakref.WeakKeyDictionary()  # model: (sentence on the kernel that it was loaded with, its Plan)
 
 
 @dataclass
@@ -311,13 +311,18 @@ def remember(model, found):
         if type(part).__name__ == "TorchLinear":
             vars(part).pop("dequantize_weight", None)  # the compiled one, which stands before the class's own
     layer = next((type(part).__name__ for part in model.modules() if type(part).__module__.startswith("gptqmodel.")), "no GPTQ layer")
-    _used[model] = f"{layer}: {found.sentence}"
-    return _used[model]
+    _used[model] = f"{layer}: {found.sentence}", found
+    return used(model)
 
 
 def used(model):
     """Return the sentence that says which GPTQ kernel computes ``model`` and why not a faster one; "" for other formats."""
-    return _used.get(model, "")
+    return _used.get(model, ("", None))[0]
+
+
+def plan_of(model):
+    """Return the Plan by which ``model`` was loaded; None for other formats."""
+    return _used.get(model, ("", None))[1]
 
 
 def prepare(step, device):

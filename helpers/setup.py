@@ -33,7 +33,7 @@ def prepare(requirements=ROOT / "requirements.txt"):
 
     Raises PackagesError, before anything is fetched, if what is there cannot work.
     """
-    if wrong := network.endpoint():
+    if wrong := network.unreadable():
         raise PackagesError(f"The libraries cannot be imported, because {wrong}.")
     use_roomy_cache()
     machine.hide_unusable()
@@ -110,7 +110,7 @@ def pip(*arguments):
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         reasons = re.findall(r"^(?:ERROR|error): (.*)$", done.stderr, flags=re.M) or done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        told = network.trouble(OSError(done.stderr)) or errors.disk_trouble(OSError(done.stderr), "TMPDIR")
+        told = network.trouble(OSError(done.stderr), network.PYPI) or errors.disk_trouble(OSError(done.stderr), "TMPDIR")
         advice = told or f"{reasons[0]}: check the network (on Kaggle: Settings > Turn on internet)"
         raise PackagesError(f"Packages could not be added, {advice} and run this cell again; nothing was changed.")
 

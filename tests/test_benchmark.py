@@ -14,8 +14,8 @@ import pytest
 from helpers import ROOT, benchmark, ledger, machine, process
 from helpers.article import breakdown
 from helpers.benchmark import job, profile
-from helpers.errors import CheckpointError, CourseError, UnknownStepError
-from helpers.models import catalogue, choose
+from helpers.errors import CheckpointError, CourseError, DiskError, UnknownStepError
+from helpers.models import catalogue, choose, files
 from helpers.timing import PROMPT
 from tools import benchmark as command
 
@@ -90,6 +90,37 @@ def test_a_refused_row_is_not_written(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "_in_a_process", lambda *_: ([row | {"floor_bytes": 10**15}], ""))
     found = benchmark.run((1,), rounds=1, path=tmp_path / "ledger.jsonl", **QUICK)
     assert not found.rows and "was not written down" in next(iter(found.problems.values())) and not ledger.read(tmp_path / "ledger.jsonl")
+
+
+def test_a_refused_row_takes_no_other_with_it(measured, tmp_path, monkeypatch):
+    rows = [{k: v for k, v in row.items() if k not in ("run", "job", "round", "command", "busy_cores_before")} for row in measured[0].rows[:4]]
+    rows[1] |= {"floor_bytes": 10**15}
+    monkeypatch.setattr(benchmark, "_in_a_process", lambda *_: (rows, ""))
+    found = benchmark.run((1,), rounds=1, path=tmp_path / "ledger.jsonl", **QUICK)
+    kept = [(row["prompt_tokens"], row["batch"]) for row in ledger.read(tmp_path / "ledger.jsonl")]
+    assert kept == [(row["prompt_tokens"], row["batch"]) for row in (rows[0], *rows[2:])] and len(found.rows) == 3
+    assert next(iter(found.problems.values())).count("was not written down") == 1
+
+
+@pytest.mark.parametrize("fits", [0, 1])
+def test_a_disk_that_takes_no_more_loses_no_row_of_a_job(measured, tmp_path, monkeypatch, capsys, fits):
+    """All rows of the job are kept in this kernel and printed; the same call goes on behind it once there is room. The disk is played: test_writes fills one."""
+    rows = [{k: v for k, v in row.items() if k not in ("run", "job", "round", "command", "busy_cores_before")} for row in measured[0].rows[:4]]
+    path, asked, real, taken = tmp_path / "ledger.jsonl", [], files.append, []
+    monkeypatch.setattr(benchmark, "_in_a_process", lambda each, _: asked.append(each.key) or (rows, ""))
+    with monkeypatch.context() as patch:
+
+        def append(place, line):
+            if len(taken) >= fits:
+                raise DiskError("ledger.jsonl could not be written, the disk is full: make room; then run this again.")
+            taken.append(real(place, line))
+
+        patch.setattr(files, "append", append)
+        with pytest.raises(DiskError, match="the disk is full"):
+            benchmark.run((1, 2), rounds=1, path=path, **QUICK)
+        assert asked == [1] and capsys.readouterr().err.count("Not in the ledger, but kept in this kernel") == 4 - fits
+    found = benchmark.run((1, 2), rounds=1, path=path, **QUICK)
+    assert asked == [1, 2] and len(found.rows) == len(ledger.read(path)) == 8 and len({row["run"] for row in found.rows}) == 1
 
 
 def test_interrupted_it_keeps_what_it_has_and_goes_on(measured, tmp_path, monkeypatch):

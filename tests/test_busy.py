@@ -1,5 +1,6 @@
 """Beside other programs the course says the same as on a quiet machine, or that it is too noisy to tell; and each row keeps how busy it was."""
 
+import os
 import time
 
 import psutil
@@ -231,6 +232,14 @@ def test_cores_that_others_use_are_not_counted_on(fresh, monkeypatch, unit, othe
 def test_a_variable_overrides_the_choice(fresh, monkeypatch):
     monkeypatch.setenv("THREADS", "3")
     assert choose.threads(fresh) == 3
-    monkeypatch.setenv("THREADS", "all")
-    with pytest.raises(UnknownStepError, match="THREADS is 'all': set it to a whole number"):
+
+
+@pytest.mark.parametrize("value", ["all", "²", "0", "-1", "1.5", "9999999999", "9" * 5000, " "])
+def test_a_number_of_threads_that_no_library_takes(fresh, monkeypatch, value):
+    """It is one sentence before a library sees it. What a large machine may ask for is taken."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    monkeypatch.setenv("THREADS", value)
+    with pytest.raises(UnknownStepError, match=f"THREADS is '{value[:40]}': set it to a whole number of threads from 1 to 384, or delete the variable"):
         choose.threads(fresh)
+    monkeypatch.setenv("THREADS", "384")
+    assert choose.threads(fresh) == choose.threads_of(256, 768, 4) == 384

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from support import gptq
 
-from helpers import kernels, ledger, limits, loading, quality, timing
+from helpers import kernels, ledger, limits, loading, machine, process, quality, timing
 from helpers.engines import llamacpp, onnx_models, serving
 from helpers.errors import CheckpointError, CourseError, DeviceError, LibraryError, NotEnoughMemoryError, NotFiniteError, PromptError
 from helpers.loading import library
@@ -212,6 +212,23 @@ def test_what_overflows_in_float16_runs_in_bfloat16(small):
     assert texts["loud"] == texts["small"]
     model, tokenizer = loading.load(replace(own("nf4", small), dtype="bfloat16"))
     assert timing.measure(model, tokenizer, new_tokens=3, warmups=0, repeats=1).text
+
+
+def test_no_server_is_started_for_a_model_that_overflows(small, monkeypatch):
+    """On a GPU it would compute in float16. The trial runs in a process of its own, on the CPU here; the unchanged model passes it."""
+    real, started = process.call, []
+    monkeypatch.setattr(process, "call", lambda function, job, name: real(function, job | {"device": "cpu"}, name))
+    monkeypatch.setattr(machine, "get_device", lambda device=None: "cuda:0")
+    monkeypatch.setattr(machine, "device_name", lambda device: device)
+    monkeypatch.setattr(serving, "_start", lambda *arguments: started.append(arguments))
+    try:
+        serving.transformers(choose.get_step(2))
+    except serving.ServerError as error:  # a transformers that cannot be measured
+        pytest.skip(str(error))
+    assert started[0][2][:4] == ["--device", "cuda:0", "--dtype", "float16"] and started[0][-1] == {}
+    step = own(2, loud(small))
+    fails(lambda: serving.transformers(step), "model.layers.1.mlp.", "float16 on a GPU: measure it on the CPU", kind=NotFiniteError)
+    assert len(started) == 1
 
 
 def test_overflow_of_gptq(tmp_path):

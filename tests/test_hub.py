@@ -286,7 +286,14 @@ def test_disk_that_fills_up_meanwhile(sharded, tmp_path):
 def test_read_only_cache(sharded, tmp_path):
     with mounted(tmp_path / "disk", "size=1m") as disk, Hub(sharded) as hub:
         subprocess.run(["mount", "-o", "remount,ro,size=90m", str(disk)], check=True)
-        fails(hub.url, disk, "the cache cannot be written")
+        fails(hub.url, disk, "the cache cannot be used")
+
+
+@pytest.mark.parametrize("name", ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH"])
+def test_a_place_below_a_file_names_the_variable_that_decides_it(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with Hub(ARTICLE) as hub:
+        fails(hub.url, tmp_path, f"a file stands where a folder is needed: set {name} to a folder", **{name: str(tmp_path / "file" / "below")})
 
 
 def images(path):
@@ -371,7 +378,9 @@ def test_survey_of_the_hub(tmp_path):
         assert found["gated"] == "" and found["token"] == "the environment variable HF_TOKEN"
 
 
-@pytest.mark.parametrize("token, words", [("hf_valid", "Logged in"), ("hf_wrong", "is not valid")])
+@pytest.mark.parametrize(
+    "token, words", [("hf_valid", "Logged in"), ("hf_wrong", "is not valid"), ("hf_wröng", "another sign that no token has: copy it again")]
+)
 def test_login_field(tmp_path, token, words):
     """By button and by key: the field hands the token to the Hub's library, forgets it, and says what came of it."""
     with Hub(ARTICLE) as hub:

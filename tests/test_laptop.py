@@ -3,6 +3,7 @@
 import re
 import shutil
 import struct
+from dataclasses import asdict
 
 import nbformat
 import pytest
@@ -15,6 +16,7 @@ from test_hub import run
 
 from helpers import ROOT, kernels, ledger, loading, plots, quality, timing
 from helpers.article import compare
+from helpers.engines import serving
 from helpers.errors import DeviceError, PromptError
 from helpers.loading import library
 from helpers.models import catalogue, choose, files
@@ -251,8 +253,11 @@ def test_a_kernel_that_overflows_gives_way(t4, capsys):
         )
         assert "Triton (not ExLlamaV2, because its sums have 16 bits" in kernels.used(model)
         assert library.not_finite(model, library.encode(tokenizer, timing.PROMPT, return_tensors="pt")) is None
-        with pytest.raises(DeviceError, match="No kernel for this GPTQ checkpoint works here: not ExLlamaV2, because its sums have 16 bits"):
-            loading.load(catalogue.replace(step, kernel="exllama_v2"))
+        for action in (loading.load, lambda step: serving.attempt({"step": asdict(step), "device": None})):
+            with pytest.raises(DeviceError, match="No kernel for this GPTQ checkpoint works here: not ExLlamaV2, because its sums have 16 bits"):
+                action(catalogue.replace(step, kernel="exllama_v2"))
+        found = serving.attempt({"step": asdict(step), "device": None})  # before a server: it gets the kernel that can
+        assert found["kernel"] == "triton" and not found["overflows"] and found["sentence"].startswith("Triton (not ExLlamaV2, because its sums have 16 bits")
 
 
 def test_a_llama_is_not_looked_at_before_its_first_call(monkeypatch):

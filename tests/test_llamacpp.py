@@ -1,5 +1,6 @@
 """GGUF files hold what the checkpoint holds, llama.cpp computes what transformers computes, and other engines are timed like the steps."""
 
+import asyncio
 import json
 import shutil
 import time
@@ -15,7 +16,7 @@ from support.book import functions
 from support.hub import Hub
 
 from helpers import ledger, machine, plots, quality, timing
-from helpers.engines import llamacpp, timed
+from helpers.engines import clients, llamacpp, serving, timed
 from helpers.errors import CheckpointError, ImpossibleFigureError, NotEnoughMemoryError, PromptError, TokenCountError, UnknownFormatError
 from helpers.models import catalogue, choose
 from helpers.models.catalogue import CHECKPOINTS
@@ -313,6 +314,40 @@ def test_requests_that_llama_cpp_refuses(server):
     assert "\n" not in str(error.value)
     with pytest.raises(PromptError, match="invalid tokens"):
         llamacpp.answer(server, [1, 99999], 3)
+
+
+OWN = {  # settings of sampling that the maker of a file may write into it; each changes a text that does not say otherwise
+    "penalty": {"penalty_repeat": 1.8, "penalty_last_n": 64}, "order": {"sequence": "top_k"}, "other order": {"sequence": "xtc", "xtc_probability": 1.0, "xtc_threshold": 0.001},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=OWN)
+def own_settings(request, tmp_path_factory):
+    """A file of the small model that brings settings of sampling."""
+    path, settings, real = tmp_path_factory.mktemp("own") / "small.gguf", OWN[request.param], llamacpp._describe
+
+    def describe(writer, *about):
+        real(writer, *about)
+        for name, value in settings.items():
+            getattr(writer, f"add_sampling_{name}")(value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llamacpp, "_describe", describe)
+        return llamacpp.write(SMALL, "BF16", path)
+
+
+def test_a_files_own_settings_of_sampling_change_no_text(own_settings, server):
+    """In this process and by the server of notebook 14; without the neutral values they would."""
+    prompt, other = "The river of ", llamacpp.load(own_settings, 1)
+    ids = llamacpp.tokenise(server, prompt)
+    wanted = llamacpp.answer(server, ids, 90)[0]
+    assert llamacpp.answer(other, ids, 90)[0] == wanted
+    bare, received = {"prompt": ids, "max_tokens": 90, "temperature": 0, "ignore_eos": True, "verbose": True, "return_tokens": True, "stream": True}, []
+    other.handle_completions(bare, received.append)
+    assert [token for chunk in received for token in chunk["__verbose"]["tokens"]] != wanted
+    with serving.llamacpp(own_settings, 1, readers=1) as served:
+        run = asyncio.run(clients.measure(served.endpoint, [prompt], 1, 90))
+    assert run.answers[0].text == llamacpp.detokenise(server, wanted)
 
 
 def test_files_that_cannot_be_loaded(files, tmp_path):

@@ -26,6 +26,11 @@ print(json.dumps({"tier": choose.choose_tier("auto")[0], "online": survey["onlin
 """
 
 
+SET_UP = "from helpers import setup, errors\nimport json\ntry: setup.prepare()\nexcept errors.PackagesError as error: print(json.dumps(str(error)))"
+WHY = "import json\nfrom helpers.models import hub\nprint(json.dumps(hub.refusal('a/b')[0]))"
+UNREADABLE = "/proc/sys/vm/compact_memory"  # for root too
+
+
 def environment(**variables):
     mine = {k: v for k, v in os.environ.items() if k.upper() not in (*PROXIES, *CERTIFICATES, "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TIER")}
     return mine | {"PYTHONPATH": str(ROOT)} | variables
@@ -51,6 +56,18 @@ def run(program, *arguments, **variables):
         ("SSL_CERT_FILE", "/nowhere/ca.pem", "SSL_CERT_FILE names /nowhere/ca.pem, which is not there"),
         ("SSL_CERT_FILE", "/etc", "SSL_CERT_FILE names /etc, which is a folder"),
         ("SSL_CERT_FILE", "/etc/hostname", "with the certificates that SSL_CERT_FILE names"),
+        pytest.param(
+            "SSL_CERT_FILE",
+            UNREADABLE,
+            f"SSL_CERT_FILE names {UNREADABLE}, which may not be read",
+            marks=pytest.mark.skipif(not os.path.exists(UNREADABLE), reason="no such file here"),
+        ),
+        (
+            "HF_ENDPOINT",
+            "http://me:secret@127.0.0.1:9",
+            "the Hub cannot be reached (ConnectionRefusedError): HF_ENDPOINT sends its requests to http://127.0.0.1:9",
+        ),
+        ("HF_ENDPOINT", "http://hub.invalid", "the name of the Hub cannot be resolved (DNS): HF_ENDPOINT sends its requests to http://hub.invalid"),
         ("HF_ENDPOINT", "hf-mirror.com", "HF_ENDPOINT is 'hf-mirror.com', which is no address"),
         ("HF_ENDPOINT", "127.0.0.1:8000", "HF_ENDPOINT is"),
         ("HF_ENDPOINT", "ftp://huggingface.co", "HF_ENDPOINT is"),
@@ -67,12 +84,54 @@ def test_a_variable_is_named_and_the_network_is_not_blamed(name, value, words):
 @pytest.mark.parametrize("value", ["http://127.0.0.1:99999", "https://[::bad", "http://127.0.0.1:x"])
 def test_an_address_that_no_library_can_be_imported_with(value):
     """transformers reads HF_ENDPOINT when it is imported, so the set-up cell says it."""
-    program = "from helpers import setup, errors\nimport json\ntry: setup.prepare()\nexcept errors.PackagesError as error: print(json.dumps(str(error)))"
-    assert f"HF_ENDPOINT is {value!r}, which is no address" in run(program, HF_ENDPOINT=value)
+    assert f"HF_ENDPOINT is {value!r}, which is no address" in run(SET_UP, HF_ENDPOINT=value)
 
 
-def test_without_any_of_them_the_network_is_named():
-    assert "HF_ENDPOINT" not in (said := run(ASK, HF_ENDPOINT="http://127.0.0.1:9")["online"]) and "cannot be reached" in said
+@pytest.mark.parametrize("name", network.SECONDS)
+@pytest.mark.parametrize("value", ["x", "ten", "1.5", "", "-1", "²"])
+def test_a_number_of_seconds_that_no_library_can_be_imported_with(name, value):
+    assert f"{name} is {value!r}, which is no whole number of seconds: write it in digits" in run(SET_UP, **{name: value})
+    said = run(WHY, **{name: value})
+    assert said.startswith(f"{name} is") and "pip install" not in said
+
+
+def test_a_home_below_a_file_stops_nothing_and_is_named_where_it_matters(tmp_path):
+    """The survey and an embedded model need no cache; what is fetched says that HF_HOME is wrong."""
+    (tmp_path / "file").write_text("")
+    home = str(tmp_path / "file" / "home")
+    assert run(ASK, HF_HOME=home, HF_ENDPOINT="http://127.0.0.1:9")["tier"] == "embedded"
+    said = run(WHY, HF_HOME=home)
+    assert "set HF_HOME to a folder that you may write to" in said and "pip install" not in said
+    load = "import json\nfrom helpers import loading\nfrom helpers.models import choose\nprint(json.dumps(type(loading.load(choose.get_step(2))[0]).__name__))"
+    assert run(load, HF_HOME=home, TIER="embedded") == "LlamaForCausalLM"
+
+
+def test_a_token_with_a_sign_that_no_token_has():
+    said = run(WHY, HF_TOKEN="hf_sécret")
+    assert said.startswith("your token (the environment variable HF_TOKEN) has a line break or another sign") and "cret" not in said
+
+
+def test_pips_certificates_are_pips_alone(monkeypatch):
+    """And the other way round: what is wrong with the Hub's address keeps pip from nothing."""
+    for name in (*CERTIFICATES, "PIP_CERT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CERT", "/nowhere")
+    error = OSError("SSLError(SSLCertVerificationError: certificate verify failed)")
+    assert "PIP_CERT" not in network.trouble(error) + hub.why(error, "a/b")
+    assert network.trouble(error, network.PYPI).startswith("PIP_CERT names /nowhere, which is not there")
+    monkeypatch.setenv("HF_ENDPOINT", "nowhere")
+    assert network.trouble(error, network.PYPI).startswith("PIP_CERT names /nowhere")
+
+
+def test_without_any_of_them_the_network_is_named(monkeypatch):
+    for name in list(os.environ):
+        if name.upper() in PROXIES:
+            monkeypatch.delenv(name)
+    for address in ("", network.HUB, f"{network.HUB}/"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        for error, words in ((ConnectionError("refused"), "cannot be reached"), (TimeoutError(), "in time"), (OSError("Name or service not known"), "DNS")):
+            said = hub.why(error, "a/b")
+            assert words in said and "check the network" in said and "HF_ENDPOINT" not in said
 
 
 CLIENTS = """

@@ -5,11 +5,12 @@ import json
 import shutil
 
 import numpy as np
+import onnxruntime_genai
 import pytest
 import torch
 from support import qwen
 
-from helpers import ROOT, ledger, quality, setup, timing
+from helpers import ROOT, ledger, machine, quality, setup, timing
 from helpers.engines import onnx_models, timed
 from helpers.errors import CheckpointError, PromptError
 from helpers.models import choose
@@ -107,6 +108,22 @@ def test_measured_like_the_steps_and_alone(fp32, folders, models, tmp_path):
 def test_a_second_export_is_the_first_one(folders):
     before = (folders["fp32"] / "model.onnx").stat().st_mtime_ns
     assert onnx_models.export(choose.get_step(2), "fp32") == folders["fp32"] and (folders["fp32"] / "model.onnx").stat().st_mtime_ns == before
+
+
+def test_threads_are_chosen_for_the_models_own_sizes(folders, tmp_path, monkeypatch):
+    """Not as many as torch has: each engine takes what the course chooses for the sizes, or THREADS; a model that tells no sizes takes all cores."""
+    asked, torch_has = [], torch.get_num_threads()
+    monkeypatch.setattr(choose, "threads", lambda shape: asked.append((shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers)) or 7)
+    config = json.loads((ROOT / "data" / "checkpoints" / "small" / "config.json").read_text(encoding="utf-8"))
+    assert [onnx_models._threads(folder) for folder in folders.values()] == [7, 7] and torch_has == torch.get_num_threads()
+    assert asked == 2 * [(config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"])]
+    monkeypatch.undo()
+    monkeypatch.setenv("THREADS", "2")
+    overlaid, real = [], onnxruntime_genai.Config.overlay
+    monkeypatch.setattr(onnxruntime_genai.Config, "overlay", lambda self, text: overlaid.append(json.loads(text)) or real(self, text))
+    onnx_models.load(folders["fp32"])
+    assert overlaid == [{"model": {"decoder": {"session_options": {"intra_op_num_threads": 2}}}}]
+    assert onnx_models._threads(tmp_path) == machine.cores()
 
 
 def test_prompts_that_are_refused(fp32):

@@ -67,6 +67,21 @@ def unfinished():
     from helpers import benchmark
     return benchmark._begin([benchmark.Job(1, "embedded")], None)[2]
 
+def card():
+    from data.build import card
+    card.write_quality({"figures": list(range(2000 + next(clock)))}, results / "built.json")
+    return results / "built.json"
+
+def built():
+    "A folder as the build of the embedded models writes it."
+    import torch
+    from data.build import train
+    from tokenizers import Tokenizer
+    from transformers import LlamaForCausalLM
+    shape = {"hidden": 64, "inner": 64, "layers": 1, "heads": 2, "positions": 128}
+    train.save_model(LlamaForCausalLM(train.llama_config(shape, 1536)), Tokenizer.from_file(str(SMALL / "tokenizer.json")), results / "built")
+    return results / "built"
+
 clock, models = iter(range(10, 10000, 10)), []
 WRITERS = {
     "row": lambda: (ledger.append(json.loads(recorded[next(clock) // 10 % 4])), results / "ledger.jsonl")[1],
@@ -74,7 +89,7 @@ WRITERS = {
     "text": lambda: plots.save("comparison.md", f"report {next(clock)} " * 99),
     "figures": lambda: plots.save("serving.json", {"servers": list(range(2000 + next(clock)))}),
     "quality": lambda: (quality.save({1: {"protocol": str(next(clock)) * 99}}), results / "quality.json")[1],
-    "unfinished": unfinished, "gguf": gguf, "onnx": onnx, "random weights": random_weights, "checkpoint": saved,
+    "unfinished": unfinished, "gguf": gguf, "onnx": onnx, "random weights": random_weights, "checkpoint": saved, "card": card, "built": built,
 }
 
 def content(path):
@@ -122,11 +137,13 @@ def run(program, results, *arguments, **variables):
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-@pytest.mark.parametrize("writer", ["row", "chart", "text", "figures", "quality", "unfinished", "gguf", "onnx", "random weights", "checkpoint"])
+@pytest.mark.parametrize(
+    "writer", ["row", "chart", "text", "figures", "quality", "unfinished", "gguf", "onnx", "random weights", "checkpoint", "card", "built"]
+)
 def test_a_write_that_is_cut_leaves_the_old_file_and_says_which_variable_to_set(tmp_path, writer):
     report, said = run(CUT, tmp_path / "results", writer)
     for cut in report:
-        variable = "SYNTHETIC_DIR" if writer == "random weights" else "RESULTS_DIR"
+        variable = {"random weights": "SYNTHETIC_DIR", "card": "--out", "built": "--out"}.get(writer, "RESULTS_DIR")
         assert cut["said"].startswith("DiskError: ") and f"set {variable} to a folder on another disk" in cut["said"] and "\n" not in cut["said"], cut
         assert cut["kept"] and not cut["left"] and cut["changed"], cut
     if writer == "row":  # the row that was cut and the next one
@@ -336,6 +353,8 @@ ELSEWHERE = {  # function: why it writes by itself
     "tools/book.py:stage": "in a temporary folder", "tools/slides.py:fetch": "within files.whole",
     "tools/real_model.py:_assemble": "within files.whole", "tools/real_model.py:convert": "within files.whole", "tools/real_model.py:speeds": "within files.whole",
     "tools/stick.py:copy_course": "a stick counts when it has been checked; the same command goes on", "tools/stick.py:main": "the same",
+    "data/build/train.py:train_model": "within files.whole", "data/build/train.py:save_model": "within files.whole",
+    "data/build/quantise.py:save_gptq": "within files.whole",
     "helpers/kernels.py:_copy": "within files.whole",
     "helpers/engines/serving.py:_start": "the log that the server's process writes",
     "helpers/models/choose.py:threads": "within files.whole: adds to what others wrote",
@@ -371,7 +390,7 @@ def writes(tree):
 
 
 def sources():
-    for path in sorted([*(ROOT / "helpers").rglob("*.py"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "data" / "recorded").glob("*.py")]):
+    for path in sorted([*(ROOT / "helpers").rglob("*.py"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "data").rglob("*.py")]):
         yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

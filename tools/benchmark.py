@@ -40,7 +40,7 @@ def main(arguments=None):
     except ValueError:
         print("--prompt-tokens takes whole numbers, or the word article.", file=sys.stderr)
         return 2
-    keys = [int(key) if key.isdigit() else key for key in given.steps]
+    keys = [int(key) if key.isdecimal() else key for key in given.steps]
     try:
         found = benchmark.run(
             keys, given.tier, given.size, given.rounds, layers=given.layers, prompt_tokens=lengths, batches=tuple(given.batch), new_tokens=given.new_tokens,

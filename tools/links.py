@@ -91,7 +91,7 @@ def ask(address, patience=20):
         except (OSError, ValueError) as error:
             said = str(getattr(error, "reason", error))
         time.sleep(2 * attempt)
-    return (int(said[:3]) if said[:3].isdigit() else None), said
+    return (int(said[:3]) if said[:3].isdecimal() else None), said
 
 
 def main():

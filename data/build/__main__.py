@@ -15,7 +15,9 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars; the build prints its own lines
 
-from .settings import FULL, MINIATURE
+from helpers.models import files
+
+from .settings import FULL, MINIATURE, SETTING
 
 
 def build(out, settings, say=print):
@@ -35,8 +37,7 @@ def build(out, settings, say=print):
 
     began, out = time.time(), Path(out)
     work, checkpoints = out / ".work", out / "checkpoints"
-    work.mkdir(parents=True, exist_ok=True)
-    (work / ".gitignore").write_text("*\n")
+    files.write(work / ".gitignore", "*\n", SETTING)
 
     def stage(name):
         say(f"[{(time.time() - began) / 60:5.1f} min] {name}")
@@ -53,10 +54,10 @@ def build(out, settings, say=print):
         )
         earlier += seconds
         trained = add_outlier_channels(trained, settings.seed)
-        save_model(trained, tokeniser, checkpoints / name, work)
+        save_model(trained, tokeniser, checkpoints / name)
     for name in settings.models:
         stage(f"quantising {name} with GPTQ")
-        difference = make_gptq(checkpoints / name, checkpoints / f"{name}-gptq", calibration_windows, work)
+        difference = make_gptq(checkpoints / name, checkpoints / f"{name}-gptq", calibration_windows)
         say(f"  loaded again from the disk, the logits differ by {difference:.5f} at most")
     stage("measuring")
     lines = [" ".join(document) for document in heldout]

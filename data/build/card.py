@@ -1,14 +1,15 @@
 """quality.json and the model card data/README.md, both filled from what the build measured."""
 
 import datetime
-import json
 import platform
 from importlib.metadata import version
-from pathlib import Path
+
+from helpers.models import files
 
 from .evaluate import FORMATS, PROMPT, PROTOCOL
 from .outliers import FACTOR, SHARE
 from .quantise import BITS, GROUP
+from .settings import SETTING
 from .train import WINDOW
 
 PACKAGES = ["torch", "transformers", "tokenizers", "accelerate", "optimum", "gptqmodel", "bitsandbytes", "safetensors"]
@@ -50,7 +51,7 @@ def quality_record(models, settings, losses, seconds):
 
 
 def write_quality(record, path):
-    Path(path).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_json(path, record, setting=SETTING, indent=2)
 
 
 def _shape_table(record):
@@ -193,4 +194,4 @@ def write_card(record, path):
         perplexities=_perplexity_table(record),
         completions=_completions(record),
     )
-    Path(path).write_text(text, encoding="utf-8")
+    files.write(path, text, SETTING)

@@ -2,6 +2,9 @@
 
 import random
 
+from helpers.models import files
+
+from .settings import SETTING
 from .text import assert_disjoint, write_documents
 from .tokeniser import cut_at_space, encode_document, train_tokeniser
 from .train import pack
@@ -21,10 +24,9 @@ def make_text(folder, settings):
     """Write the two text files, one document a line; returns (training, held-out, calibration) documents."""
     train, heldout = make_documents(settings)
     calibration = train[: settings.calibration_documents]
-    folder.mkdir(parents=True, exist_ok=True)
     for name, documents in (("heldout", heldout), ("calibration", calibration)):
         lines = "".join(" ".join(document) + "\n" for document in documents)
-        (folder / f"{name}.txt").write_text(lines, encoding="utf-8")
+        files.write(folder / f"{name}.txt", lines, SETTING)
     return train, heldout, calibration
 
 

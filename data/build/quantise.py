@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-from .settings import THREADS
+from helpers.models import files
+
+from .settings import SETTING, THREADS
 
 BITS, GROUP = 4, 128
 DAMP = 0.1
@@ -81,8 +83,8 @@ def quantise_gptq(base, windows):
     return AutoModelForCausalLM.from_pretrained(base, quantization_config=plan, dtype=torch.float32, device_map={"": "cpu"})
 
 
-def save_gptq(model, base, folder, scratch):
-    """Save a just-quantised model in the v1 layout, with the configuration and tokeniser of its base."""
+def save_gptq(model, base, folder):
+    """Save a just-quantised model in the v1 layout, with the configuration and tokeniser of its base; a save that is cut leaves the old folder."""
     from gptqmodel.utils.model import hf_convert_gptq_v2_to_v1_format
     from safetensors.torch import save_file
 
@@ -98,30 +100,26 @@ def save_gptq(model, base, folder, scratch):
         if name.endswith(".qzeros") and not torch.all(tensor == V1_ZEROS):
             raise RuntimeError(f"{name} is not in the v1 layout")
 
-    base, folder = Path(base), Path(folder)
-    part = Path(scratch) / (folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
-        shutil.copy(base / name, part / name)
+    base = Path(base)
     config = json.loads((base / "config.json").read_text())
     config.update(dtype="float16", torch_dtype="float16", quantization_config={**gptq_settings(), "quant_method": "gptq"})
-    (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (part / "quantize_config.json").write_text(json.dumps(gptq_settings(), indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(str(part), str(folder))
+    with files.whole(folder, setting=SETTING) as part:
+        part.mkdir()
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+            shutil.copy(base / name, part / name)
+        files.write_json(part / "config.json", config, setting=SETTING, indent=2, sort_keys=True)
+        files.write_json(part / "quantize_config.json", gptq_settings(), setting=SETTING, indent=2)
 
 
-def make_gptq(base, folder, windows, scratch):
+def make_gptq(base, folder, windows):
     """Quantise, save, load again and compare; returns the largest difference of the logits (no unit)."""
     from transformers import AutoModelForCausalLM
 
     model = quantise_gptq(base, windows)
     with torch.no_grad():
         before = model(windows[:4]).logits.float()
-    save_gptq(model, base, folder, scratch)
+    save_gptq(model, base, folder)
     del model
     again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"})
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 SEED = 2024
+SETTING = "--out"  # what a sentence about a full disk tells the reader to set
 THREADS = 2  # fixed, and not the course's choose.threads: with another number, sums are added in another order, and the models differ in their last bits
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from helpers.models import files
+
+from .settings import SETTING
+
 SPECIAL = ["<unk>", "<s>", "</s>"]
 BOS, EOS = 1, 2
 SPLIT_SHARE, SPLIT_SHARE_FRAME = 0.10, 0.30
@@ -65,8 +69,8 @@ def save_tokeniser(tokeniser, folder, window):
     data = json.loads(tokeniser.to_str())
     merges = data["model"]["merges"]
     data["model"]["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-    (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    files.write_json(folder / "tokenizer.json", data, setting=SETTING, indent=1)
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "model_max_length": window, **names}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")
+    files.write_json(folder / "tokenizer_config.json", config, setting=SETTING, indent=2)
+    files.write_json(folder / "special_tokens_map.json", names, setting=SETTING, indent=2)

@@ -2,15 +2,15 @@
 
 import json
 import math
-import os
-import shutil
 import time
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from .settings import THREADS
+from helpers.models import files
+
+from .settings import SETTING, THREADS
 from .tokeniser import BOS, EOS, save_tokeniser
 
 WINDOW = 128  # tokens in one training window
@@ -106,19 +106,9 @@ def train_model(windows, config, plan, seed, interim, say=print, every=50):
             mean = sum(losses[-every:]) / len(losses[-every:])
             say(f"  step {done:5d} of {plan['steps']}  loss {mean:.3f}  about {left / 60:.1f} min left")
         if done % (4 * every) == 0 or done == plan["steps"]:
-            part = interim.with_suffix(".part")
-            torch.save(
-                {
-                    "key": key,
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "step": done,
-                    "losses": losses,
-                    "seconds": earlier + time.time() - began,
-                },
-                part,
-            )
-            os.replace(part, interim)
+            state = {"key": key, "model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done, "losses": losses}
+            with files.whole(interim, setting=SETTING) as part:
+                torch.save(state | {"seconds": earlier + time.time() - began}, part)
     return model.eval(), losses, earlier
 
 
@@ -127,22 +117,14 @@ def plain_config(folder, dtype):
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
     config.update(torch_dtype=dtype, dtype=dtype, rope_theta=10000.0)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    files.write_json(path, config, setting=SETTING, indent=2, sort_keys=True)
 
 
-def save_model(model, tokeniser, folder, scratch):
-    """Save as bf16 safetensors.  The folder is written beside and moved into place, so it is never half there."""
-    part, folder = Path(scratch) / (Path(folder).name + ".part"), Path(folder)
-    shutil.rmtree(part, ignore_errors=True)
+def save_model(model, tokeniser, folder):
+    """Save as bf16 safetensors; a save that is cut leaves the old folder."""
     model = model.to(torch.bfloat16)
     model.generation_config.pad_token_id = 0
-    model.save_pretrained(part)
-    plain_config(part, "bfloat16")
-    save_tokeniser(tokeniser, part, model.config.max_position_embeddings)
-    move_into_place(part, folder)
-
-
-def move_into_place(part, folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(str(part), str(folder))
+    with files.whole(folder, setting=SETTING) as part:
+        model.save_pretrained(part)
+        plain_config(part, "bfloat16")
+        save_tokeniser(tokeniser, part, model.config.max_position_embeddings)

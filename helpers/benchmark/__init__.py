@@ -14,7 +14,7 @@ from statistics import median
 
 from helpers import kernels, ledger, machine, plots, process, setup
 from helpers.benchmark.job import LIBRARIES, Job
-from helpers.errors import CourseError, PromptError, TokenCountError, UnknownStepError
+from helpers.errors import CourseError, DiskError, PromptError, TokenCountError, UnknownStepError
 from helpers.models import choose, files, hub
 from helpers.timing import PROMPT, Call, iqr, seconds
 
@@ -61,13 +61,21 @@ def run(keys=(1, 2, 3, 4), tier=None, sizes=("",), rounds=ROUNDS, path=None, **o
                     tqdm.write(f"Other programs keep {busy:.1f} cores busy: figures of a CPU will be far too slow. Close them and measure again.")
                 busiest = max(busiest, busy)
                 new, problem = _in_a_process(job, copies)
-                problem = problem or next(filter(None, (ledger.refusal(row, found.rows + new) for row in new)), "")
-                if problem:
-                    found.problems[job.name] = problem
-                    failed.add((job.key, job.size))
-                for row in new if not problem else ():
+                problems, full = [problem] if problem else [], None
+                for row in new:
+                    if refused := ledger.refusal(row, found.rows + new):
+                        problems.append(refused)
+                        continue
                     found.rows.append(row | {"run": id, "job": job.name, "round": job.round, "busy_cores_before": busy, "command": _command(job, keys, rounds)})
-                    ledger.append(found.rows[-1], path)
+                    try:
+                        ledger.append(found.rows[-1], path)
+                    except DiskError as error:  # the row is kept in this kernel, and so shall be the others of its job
+                        full = error
+                if problems:
+                    found.problems[job.name] = " ".join(problems)
+                    failed.add((job.key, job.size))
+                if full:
+                    raise full
             bar.update()
     unfinished.unlink(missing_ok=True)
     return found

@@ -37,6 +37,10 @@ OTHERWISE = (
     " git clone --depth 1 https://github.com/ggml-org/llama.cpp, then python llama.cpp/convert_hf_to_gguf.py FOLDER --outtype bf16"
 )
 FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that are no multiple of 256, the block of the K types
+GREEDY = {  # in each request to llama.cpp: what one leaves out comes from the GGUF file's own settings, general.sampling.*
+    "temperature": 0, "samplers": ["top_k", "temperature"], "top_k": 40, "mirostat": 0, "repeat_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0,
+    "dry_multiplier": 0, "xtc_probability": 0, "ignore_eos": True, "cache_prompt": False,
+}  # fmt: skip
 READY = {  # of an unquantised checkpoint on the Hub: the repository with its GGUF files, and their names
     "meta-llama/Llama-2-7b-hf": ("TheBloke/Llama-2-7B-GGUF", "llama-2-7b.{}.gguf"),
     "meta-llama/Llama-2-13b-hf": ("TheBloke/Llama-2-13B-GGUF", "llama-2-13b.{}.gguf"),
@@ -164,8 +168,7 @@ def _plan(checkpoint, type):
     settings, plan = read_json(checkpoint, "config.json"), []
     biased = [half for half, key in (("self_attn", "attention_bias"), ("mlp", "mlp_bias")) if settings.get(key)]
     for name, sizes, kind in wanted:
-        kind = FALLBACK[kind] if kind in FALLBACK and sizes[-1] % 256 else kind
-        kind = gguf.GGMLQuantizationType[kind]
+        kind = gguf.GGMLQuantizationType[FALLBACK[kind] if kind in FALLBACK and sizes[-1] % 256 else kind]
         block, size = gguf.GGML_QUANT_SIZES[kind]
         count = sizes[0] * (sizes[1] if len(sizes) > 1 else 1)
         plan.append((f"{name}.weight", f"{names.get_name(name)}.weight", kind, sizes, count // block * size))
@@ -286,8 +289,7 @@ def load(path, threads=None, context=None, **settings):
         raise CheckpointError(f"There is no file {path}: write it with llamacpp.write, or fetch it.")
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
-    threads = _threads(path) if threads is None else threads
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = _threads(path) if threads is None else threads
     chosen = {"n_ctx": context or 0, "n_gpu_layers": 0, "fit_params": False, "ui": False, "verbosity": -1, "warmup": False}
     for name, value in (chosen | settings).items():
         setattr(parameters, name, value)
@@ -299,14 +301,13 @@ def load(path, threads=None, context=None, **settings):
 
 
 def _threads(path):
-    """As many threads as the course chooses for the sizes in the head of the GGUF file ``path``; all cores where it tells none, or one for each layer."""
-    fields = {}
-    with contextlib.suppress(CheckpointError):  # llama.cpp says what it cannot read, and may know newer types
+    """As many threads as the course chooses for the sizes in the head of the GGUF file ``path``."""
+    sizes = []
+    with contextlib.suppress(CheckpointError, KeyError):  # llama.cpp says what it cannot read, and may know newer types
         fields = reader(path).fields
-    kind = fields["general.architecture"].contents() if "general.architecture" in fields else ""
-    names = [f"{kind}.{name}" for name in ("embedding_length", "feed_forward_length", "block_count")]
-    sizes = [fields[name].contents() for name in names if name in fields]
-    return choose.threads(Shape(*sizes)) if len(sizes) == 3 and all(type(size) is int for size in sizes) else machine.cores()
+        kind = fields["general.architecture"].contents()
+        sizes = [fields[f"{kind}.{name}"].contents() for name in ("embedding_length", "feed_forward_length", "block_count")]
+    return choose.threads_of(*sizes)
 
 
 def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
@@ -322,8 +323,8 @@ def answer(server, ids, new_tokens, arrived=lambda text: None, **options):
             arrived(chunk["choices"][0]["text"])
         chunks.append(chunk)
 
-    request = {"prompt": ids, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
-    server.handle_completions(request | {"stream": True, "verbose": True, "return_tokens": True} | options, receive)
+    request = GREEDY | {"prompt": ids, "max_tokens": new_tokens, "stream": True, "verbose": True, "return_tokens": True}
+    server.handle_completions(request | options, receive)
     if refused := [chunk["error"]["message"] for chunk in chunks if "error" in chunk]:
         raise PromptError(f"llama.cpp refused the request: {refused[0]}. Take a shorter prompt or fewer tokens, or other options.")
     return [token for chunk in chunks for token in chunk["__verbose"]["tokens"]], chunks

@@ -107,22 +107,29 @@ def _build(words):
 
 
 def load(folder, threads=None):
-    """Load an ONNX model on the CPU and return an onnxruntime_genai.Model. threads: by default as many as torch uses. Raises CheckpointError."""
+    """Load an ONNX model on the CPU and return an onnxruntime_genai.Model. threads: by default what choose.threads says of its sizes. Raises CheckpointError."""
     import onnxruntime_genai
 
-    if threads is None:
-        import torch
-
-        threads = torch.get_num_threads()
     if not (Path(folder) / READY).is_file():
         raise CheckpointError(f"{folder} has no {READY}: it is no finished ONNX model, export it again.")
     try:
         config = onnxruntime_genai.Config(str(folder))
-        options = {"session_options": {"intra_op_num_threads": threads}}
+        options = {"session_options": {"intra_op_num_threads": _threads(folder) if threads is None else threads}}
         config.overlay(json.dumps({"model": {"decoder": options}}))
         return onnxruntime_genai.Model(config)
     except RuntimeError as error:
         raise CheckpointError(f"ONNX Runtime cannot load {folder} ({str(error).splitlines()[0]}): export it again.") from None
+
+
+def _threads(folder):
+    """As many threads as the course chooses for the sizes in the ONNX model in ``folder``."""
+    sizes = []
+    with contextlib.suppress(Exception):  # ONNX Runtime says what it cannot read, and another program may have named its tensors otherwise
+        about = read_json(folder, READY)["model"]["decoder"]
+        first = next(tensor for tensor in _graph(folder).initializer if ".mlp.gate_proj." in tensor.name)
+        inner = first.dims[1] if len(first.dims) == 2 else first.dims[0]  # integers are packed in (outputs, groups, bytes)
+        sizes = [about["hidden_size"], int(inner), about["num_hidden_layers"]]
+    return choose.threads_of(*sizes)
 
 
 def answer(model, ids, new_tokens, arrived=lambda: None):

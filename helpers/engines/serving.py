@@ -17,22 +17,23 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
-from helpers import ROOT, kernels, machine, setup
+from helpers import ROOT, kernels, loading, machine, process, setup
 from helpers.engines import clients
 from helpers.engines import llamacpp as engine
-from helpers.errors import CheckpointError, CourseError, UnknownFormatError
+from helpers.errors import CheckpointError, CourseError, NotFiniteError, UnknownFormatError
 from helpers.loading import library
 from helpers.models import choose, files
 
 HOST = "127.0.0.1"
 PACKAGES = ("transformers", "torch", "xllamacpp", "aiohttp", "fastapi", "uvicorn")
 PATIENCE = 180  # seconds for a server to become healthy
-KERNEL = "COURSE_GPTQ_KERNEL"  # tells the server's process which kernel was made ready
+KERNEL = "COURSE_GPTQ_KERNEL"  # tells the server's process which kernel the trial took
 PAGE = 256  # tokens in one block of transformers' paged KV cache
 
 
@@ -161,7 +162,7 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
     continuous: batch the requests at each step (``--continuous-batching``), else one request after the other. readers, tokens: the KV cache has
     room for so many requests, of so many tokens each (without a limit it takes 60 % and more of the free memory). device: as for loading.load;
     on a CPU it computes with choose.threads threads.
-    Raises ServerError, CheckpointError, UnknownFormatError or DeviceError.
+    Raises ServerError, CheckpointError, UnknownFormatError or DeviceError; NotFiniteError if float16 is too small for the model.
     """
     device = machine.get_device(device)
     package = importlib.util.find_spec("transformers").submodule_search_locations[0]
@@ -183,12 +184,33 @@ def transformers(step, continuous=True, readers=32, tokens=PAGE, port=None, devi
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     no_end = json.dumps(library.undone(folder) | {"suppress_tokens": ends, "pad_token_id": ends[0], "bos_token_id": config.bos_token_id})
     name, kernel = f"transformers, {'continuous batching' if continuous else 'one at a time'}", {}
-    if step.format == "gptq" and device != "cpu":
-        found = kernels.prepare(step, device)  # compiled before the server starts, where it can be seen
-        print(f"GPTQ kernel of the server: {found.sentence}.", flush=True)
-        kernel = {KERNEL: found.kernel}
+    if device != "cpu":
+        found = _tried(json.dumps(asdict(step)), device)
+        if found["overflows"]:
+            raise NotFiniteError(
+                f"{found['overflows']} of {step.title} computes numbers that are not finite, and the server computes in float16 on a GPU: measure it on the"
+                " CPU (device='cpu'), or go on with llama.cpp's server."
+            )
+        if found["kernel"]:
+            print(f"GPTQ kernel of the server: {found['sentence']}.", flush=True)
+            kernel = {KERNEL: found["kernel"]}
     threads, what = choose.threads(step.shape) if device == "cpu" else None, ["transformers", "serve", checkpoint]
     return _start(name, what, options, port, checkpoint, {"generation_config": no_end}, device, threads, kernel)
+
+
+@lru_cache(maxsize=16)
+def _tried(step, device):
+    """What ``attempt`` found of ``step`` (JSON) on ``device``, in a process of its own, which gives the GPU back; asked once. What it compiles takes its time here."""
+    with machine.waiting("Loading the model once, to look at its numbers; where a GPTQ kernel has to be compiled, half a minute to a minute more"):
+        return process.call("helpers.engines.serving.attempt", {"step": json.loads(step), "device": device}, "The trial before the server")
+
+
+def attempt(job):
+    """Load a step in float16, as the server will, and let it read one prompt: {kernel: of GPTQ, or "", sentence: why that one, overflows: a layer's name, or ""}."""
+    model, tokenizer = loading.load(choose.Chosen(**job["step"] | {"dtype": "float16"}), job["device"])
+    found = library.not_finite(model, library.encode(tokenizer, loading.TRIAL, return_tensors="pt").to(model.device))
+    plan = kernels.plan_of(model)
+    return {"kernel": plan and plan.kernel, "sentence": plan and plan.sentence, "overflows": found[0] if found else ""}
 
 
 def llamacpp(path, threads, readers=32, tokens=PAGE, port=None, **settings):
@@ -198,9 +220,8 @@ def llamacpp(path, threads, readers=32, tokens=PAGE, port=None, **settings):
     xllamacpp.CommonParams, e.g. api_keys. Raises ServerError.
     """
     settings |= {"context": readers * tokens, "n_parallel": readers, "threads": threads}
-    what, no_end = ["llama.cpp", str(Path(path).resolve())], {"ignore_eos": True, "cache_prompt": False}
-    name = f"llama.cpp, {readers} slot{'s' * (readers != 1)}"
-    return _start(name, what, [json.dumps(settings)], port, Path(path).stem, no_end, "cpu", threads)
+    what, name = ["llama.cpp", str(Path(path).resolve())], f"llama.cpp, {readers} slot{'s' * (readers != 1)}"
+    return _start(name, what, [json.dumps(settings)], port, Path(path).stem, engine.GREEDY, "cpu", threads)
 
 
 def healthy(url, timeout=2):

@@ -86,7 +86,7 @@ def gpus():
             found.append(Gpu(int(index), name, (major, minor), int(total) * 2**20, int(free) * 2**20))
     visible = _hidden.get("before", os.environ.get("CUDA_VISIBLE_DEVICES"))
     chosen = None if visible is None else [part.strip() for part in re.split(r"(?:^|,)\s*-1", visible)[0].split(",") if part.strip()]  # -1 hides the rest
-    if chosen is not None and all(part.isdigit() for part in chosen):  # identifiers of another kind are left to CUDA
+    if chosen is not None and all(part.isdecimal() for part in chosen):  # identifiers of another kind are left to CUDA
         found = [gpu for gpu in found if str(gpu.index) in chosen]
     return found
 

@@ -11,7 +11,9 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 from helpers import errors
 
 HERE = ("127.0.0.1", "localhost", "::1")
-CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+HUB, PYPI = "https://huggingface.co", "https://pypi.org"
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+SECONDS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")  # read when the Hub's library is imported, as whole numbers
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 UNREACHED = {"ConnectError", "ConnectTimeout", "ProxyError", "ConnectionError", "RemoteProtocolError", "ClientConnectorError", "ClientHttpProxyError"}
 AGAIN = "or delete the variable, and restart the kernel"
@@ -38,10 +40,37 @@ def is_address(text):
         return False
 
 
-def endpoint():
-    """Say in a clause what is wrong with HF_ENDPOINT, the address of the Hub; "" if nothing is."""
+def unreadable():
+    """Say in a clause which variable of the Hub has a value that its library, and so transformers, cannot be imported or used with; "" if none has."""
     given = os.environ.get("HF_ENDPOINT")
-    return "" if not given or is_address(given) else f"HF_ENDPOINT is {given!r}, which is no address: write it in full, as https://huggingface.co, {AGAIN}"
+    if given and not is_address(given):
+        return f"HF_ENDPOINT is {given!r}, which is no address: write it in full, as {HUB}, {AGAIN}"
+    for name in SECONDS:
+        if (value := os.environ.get(name)) is not None and (not value.strip().isdecimal() or len(value) > 9):
+            return f"{name} is {value[:40]!r}, which is no whole number of seconds: write it in digits, as 10, {AGAIN}"
+    return ""
+
+
+def advice():
+    """Say what to check where the Hub does not answer and no variable keeps the request from the network: the address that HF_ENDPOINT names, or the network."""
+    given = os.environ.get("HF_ENDPOINT")
+    if given and urlsplit(given).hostname != urlsplit(HUB).hostname:
+        return f"HF_ENDPOINT sends its requests to {re.sub('//[^/]*@', '//', given)}: check that address, {AGAIN}"
+    return "check the network (on Kaggle: Settings > Turn on internet)"
+
+
+def _unusable(path, name):
+    """Why the certificates at ``path``, which the variable ``name`` names, cannot be read, in a clause; "" if they can."""
+    if not os.path.exists(path):
+        return "which is not there"
+    if os.path.isdir(path):
+        return "which is a folder: name a file of certificates" if name == "SSL_CERT_FILE" else ""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError:
+        return "which may not be read"
+    return ""
 
 
 def trouble(error, address=None):
@@ -52,27 +81,26 @@ def trouble(error, address=None):
     if "OfflineModeIsEnabled" in kinds:
         name = next((name for name in OFFLINE if os.environ.get(name)), OFFLINE[0])
         return f"{name} is set, so only what is in the cache can be loaded: unset it and restart the kernel"
-    if not address and (wrong := endpoint()):
-        return wrong
     if socks and ("socks" in said.lower() or "http proxies" in said):
         return f"{socks} names a SOCKS proxy, and Python's clients lack a package for it or its kind: run pip install socksio PySocks, {AGAIN}"
     if proxies and ("for proxy URL" in said or "Proxy protocol" in said):
         return f"{next(iter(proxies))} names a proxy of a kind that Python's clients do not know: write it as http://host:port, {AGAIN}"
     if "InvalidURL" in kinds and (wrong := next((name for name, proxy in proxies.items() if not is_address(re.sub(r"^(\w+://)?", "http://", proxy))), None)):
         return f"{wrong} names a proxy whose address cannot be: write it as http://host:port, {AGAIN}"
-    if "IsADirectoryError" in kinds and os.path.isdir(given := os.environ.get("SSL_CERT_FILE", "")):
-        return f"SSL_CERT_FILE names {given}, which is a folder: name a file of certificates, {AGAIN}"
-    if {"SSLError", "FileNotFoundError"} & kinds or any(word in said for word in ("CERTIFICATE", "certificate", "TLS CA")):
-        given = {name: os.environ[name] for name in CERTIFICATES if os.environ.get(name)}
-        if lost := next((name for name, path in given.items() if not os.path.exists(path)), None):
-            return f"{lost} names {given[lost]}, which is not there: correct it, {AGAIN}"
-        if given and "FileNotFoundError" not in kinds:
+    files = {"FileNotFoundError", "IsADirectoryError", "NotADirectoryError", "PermissionError"} & kinds
+    if files or "SSLError" in kinds or any(word in said for word in ("CERTIFICATE", "certificate", "TLS CA")):
+        names = (*CERTIFICATES, "PIP_CERT") if address == PYPI else CERTIFICATES  # pip alone reads the last
+        given = {name: os.environ[name] for name in names if os.environ.get(name)}
+        for name, path in given.items():
+            if why := _unusable(path, name):
+                return f"{name} names {path}, {why if ':' in why else f'{why}: correct it'}, {AGAIN}"
+        if given and not files:
             return f"with the certificates that {' and '.join(given)} names the server is not trusted: correct it, {AGAIN}"
         if "CERTIFICATE" in said:
             return "the server's certificate is not trusted here, as behind some companies' proxies: set SSL_CERT_FILE to your network's own file of certificates and restart the kernel"
     if socks and address and not proxy_bypass(urlsplit(address).hostname) and UNREACHED & kinds:
         return f"{socks} names a SOCKS proxy, and the course's client of servers takes none: set HTTP_PROXY to an http:// proxy, {AGAIN}"
-    name = _proxy_of(address or os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    name = _proxy_of(address or os.environ.get("HF_ENDPOINT") or HUB)
     return f"the proxy that {name} names does not answer or lets nothing through: check it, {AGAIN}" if name and UNREACHED & kinds else ""
 
 

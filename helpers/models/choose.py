@@ -171,11 +171,12 @@ def threads(shape):
 
     Measured once for each machine and shape, and kept in ``threads.json`` of the results folder (unless other programs computed meanwhile), so
     that all engines, notebooks and processes take the same number: the fewest with which one token takes at most SLOWER times the shortest median in one block of the model. Threads that wait for each other lose far more beside other programs than they gain on a small model. The variable
-    THREADS overrides it; raises UnknownStepError if that is no whole number. First used in notebook 11.
+    THREADS overrides it; raises UnknownStepError if that is no whole number, or more than any library takes. First used in notebook 11.
     """
     if asked := os.environ.get("THREADS"):
-        if not asked.isdigit() or not int(asked):
-            raise UnknownStepError(f"THREADS is {asked!r}: set it to a whole number of threads, 1 or more, or delete the variable.")
+        most = max(64, 4 * (os.cpu_count() or 1))
+        if not asked.isdecimal() or len(asked) > 9 or not 1 <= int(asked) <= most:
+            raise UnknownStepError(f"THREADS is {asked[:40]!r}: set it to a whole number of threads from 1 to {most}, or delete the variable.")
         return int(asked)
     name = f"{machine.device_name('cpu')}: {shape.hidden_size} x {shape.intermediate_size}"
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -196,6 +197,11 @@ def threads(shape):
         said = ", ".join(f"{time / medians[number]:.1f} times as long with {count}" for count, time in medians.items() if count != number)
         print(f"Threads: {number} of {machine.cores()}. A token took {said} in a block of this shape (THREADS=n sets another number).")
     return number
+
+
+def threads_of(*sizes):
+    """As ``threads``, of what another engine's file says: hidden size, size within the MLP, layers; all cores where it does not tell, or one size a layer."""
+    return threads(Shape(*sizes)) if len(sizes) == 3 and all(type(size) is int for size in sizes) else machine.cores()
 
 
 def _block_times(shape):

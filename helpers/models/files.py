@@ -108,7 +108,7 @@ def _sweep(path):
         import psutil
 
         *_, process, _ = left.name.removesuffix(".partial").split("-")
-        if process.isdigit() and f".{_own(process)}-" in left.name and not psutil.pid_exists(int(process)):
+        if process.isdecimal() and f".{_own(process)}-" in left.name and not psutil.pid_exists(int(process)):
             _remove(left)
 
 
@@ -140,9 +140,9 @@ def write(path, content, setting="RESULTS_DIR"):
         partial.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def write_json(path, content, **options):
+def write_json(path, content, setting="RESULTS_DIR", **options):
     """Write ``content`` to ``path`` as JSON, whole or not at all. Raises ValueError for numbers that JSON has not, and DiskError."""
-    write(path, json.dumps(content, ensure_ascii=False, allow_nan=False, **options) + "\n")
+    write(path, json.dumps(content, ensure_ascii=False, allow_nan=False, **options) + "\n", setting)
 
 
 def append(path, line, setting="RESULTS_DIR"):

@@ -46,8 +46,9 @@ def token_place():
             return _place["kaggle"]
         except Exception:  # no such secret, not attached to this notebook, no internet: Kaggle raises several kinds
             pass
-    if get_token():
-        return "the login saved on this disk" if os.path.isfile(constants.HF_TOKEN_PATH) else "Colab's secret HF_TOKEN"
+    with contextlib.suppress(OSError):  # HF_HOME lies below a file, or may not be read: what is fetched says so
+        if get_token():
+            return "the login saved on this disk" if os.path.isfile(constants.HF_TOKEN_PATH) else "Colab's secret HF_TOKEN"
     return None
 
 
@@ -67,10 +68,9 @@ def ask_for_token():
             constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = False  # an earlier token may have been ignored
             whether.cache_clear()
             said = "Logged in: run this notebook's cells again."
-        except ValueError as error:  # the library's own words; they do not repeat the token
-            said = f"Not logged in: {error}"
         except Exception as error:
-            said = f"Not logged in: {why(error, 'your account')}."
+            own = isinstance(error, ValueError) and not isinstance(error, UnicodeError)  # the library's own words; they do not repeat the token
+            said = f"Not logged in: {error if own else why(error, 'your account') + '.'}"
         answer.value = html.escape(said, quote=False)
 
     button.on_click(log_in)
@@ -167,21 +167,24 @@ def patiently(action):
             if not passing or attempt == TRIES:
                 raise
             asked = _answer(error).headers.get("Retry-After", "") if status else ""
-            time.sleep(min(int(asked), LONGEST_WAIT) if asked.isdigit() else attempt)
+            time.sleep(min(int(asked), LONGEST_WAIT) if asked.isdecimal() else attempt)
 
 
 def why(error, repository):
     """Say in a clause why the Hub, the network, a variable or the disk stopped ``error``, and what to do: whatever the library raises."""
+    if wrong := network.unreadable():
+        return wrong
     names, answer = errors.kinds(error), _answer(error)
     said = " ".join(str(getattr(link, "server_message", None) or link) for link in errors.chain(error))
     status, wait = (None, None) if answer is None else (answer.status_code, answer.headers.get("Retry-After"))
     token, gated = token_place() if status == 401 else None, "GatedRepoError" in names
-    disk = "" if status else errors.disk_trouble(error, "HF_HOME")
+    place = next((link.filename for link in errors.chain(error) if getattr(link, "filename", None)), "")
+    disk = "" if status else errors.disk_trouble(error, _variable(place))
     invalid = "Invalid credentials" in said or "Invalid user token" in said or token
     unresolved = any(words in said for words in ("resolve", "Name or service", "getaddrinfo", "name resolution"))
     reasons = (  # the first that is true
         ("HFValidationError" in names, "that is no name of a repository: write owner/name"),
-        ("Illegal header value" in said, f"your token ({token_place()}) has a line break or another sign that no token has: copy it again"),
+        ("Illegal header value" in said or "UnicodeEncodeError" in names, f"your token ({token_place() or 'the one given'}) has a line break or another sign that no token has: copy it again"),
         (variable := "" if status else network.trouble(error), variable),
         (status == 401 and invalid, f"your token ({token or 'the one given'}) is not valid: make a new one on https://huggingface.co/settings/tokens"),
         (gated and status == 401, f"it asks for a licence and you have no token: accept the licence on https://huggingface.co/{repository}, make a read token"
@@ -196,14 +199,20 @@ def why(error, repository):
         (status == 429, f"the Hub asks you to wait{f' {wait} seconds' if wait else ''} (HTTP 429, too many requests)"),
         (status and status >= 500, f"the Hub has a problem of its own (HTTP {status}): wait some minutes"),
         (status, f"the Hub refused it (HTTP {status})"),
-        (disk, f"the cache cannot be written, {disk} and restart the kernel"),
+        (disk, f"the cache cannot be used, {disk} and restart the kernel"),
         ("Consistency check failed" in said, "a file arrived with a wrong length and was thrown away"),
-        (unresolved, "the name of the Hub cannot be resolved (DNS): check the network (on Kaggle: Settings > Turn on internet)"),
-        ({"TimeoutException", "TimeoutError"} & names, "the Hub does not answer in time: check the network"),
-        (NETWORK & names or "sending request" in said or "CAS service" in said, f"the Hub cannot be reached ({type(errors.chain(error)[-1]).__name__}): check the network (on Kaggle: Settings > Turn on internet)"),
+        (unresolved, f"the name of the Hub cannot be resolved (DNS): {network.advice()}"),
+        ({"TimeoutException", "TimeoutError"} & names, f"the Hub does not answer in time: {network.advice()}"),
+        (NETWORK & names or "sending request" in said or "CAS service" in said, f"the Hub cannot be reached ({type(errors.chain(error)[-1]).__name__}): {network.advice()}"),
         (True, f"the Hub's library failed ({type(error).__name__}: {_secretly(error)}): run pip install --upgrade huggingface_hub and restart the kernel"),
     )  # fmt: skip
     return next(reason for holds, reason in reasons if holds)
+
+
+def _variable(path):
+    """The environment variable that decides where the Hub's library has ``path``."""
+    given = {name: os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")}
+    return next((name for name, place in given.items() if place and str(path).startswith(os.path.expanduser(place))), "HF_HOME")
 
 
 def _secretly(error):
@@ -298,7 +307,7 @@ def _bring(repository, revision, wanted, needed, lacking):
     if need > free:
         raise NotEnoughMemoryError(
             f"{repository} still needs {need / 1e9:.1f} GB and the disk of {cache} has {free / 1e9:.1f} GB free: make room, or set"
-            " HF_HOME to a folder on another disk and restart the kernel."
+            f" {_variable(cache)} to a folder on another disk and restart the kernel."
         )
     if need > 1e6:
         print(f"Fetching {repository}: {need / 1e9:.2f} GB in {len(missing)} files (of {len(files)}) to {cache}.", flush=True)
