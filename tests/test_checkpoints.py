@@ -139,6 +139,54 @@ def test_settings_that_are_not_those_of_the_weights(tmp_path, change):
     fails(lambda: loading.load(own(3, tmp_path / "mine")), "in place of", "correct quantization_config", kind=CheckpointError)
 
 
+def without(*parts):
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.endswith(parts)}
+
+
+def changed(part, change):
+    return lambda tensors: {name: change(tensor).contiguous() if name.endswith(f".{part}") else tensor for name, tensor in tensors.items()}
+
+
+def with_bias(value):
+    return lambda tensors: (
+        tensors | {name.replace(".scales", ".bias"): torch.full(tensor.shape[1:], value).half() for name, tensor in tensors.items() if name.endswith("scales")}
+    )
+
+
+ANOTHER = {  # each of these loads without a word from a library, as another model, or as what the memory holds
+    "no zero points": (without("qzeros"), ".qzeros, without which"),
+    "no index": (without("g_idx"), ".g_idx, without which"),
+    "no scales": (without("scales"), ".scales, without which"),
+    "no integers": (without("o_proj.qweight", "o_proj.qzeros", "o_proj.scales", "o_proj.g_idx"), "lacks 16 tensors"),
+    "an index of -1": (changed("g_idx", lambda index: index.fill_(-1)), "names groups that"),
+    "an index beyond": (changed("g_idx", lambda index: index.add_(1)), "(1 to 6)"),
+    "a shorter index": (changed("g_idx", lambda index: index[:-1]), "in place of (768,)"),
+    "zero points of another shape": (changed("qzeros", lambda zeros: zeros[:1]), "in groups of 128, and model.layers.0.mlp.down_proj.qzeros is of shape"),
+    "integers as float32": (changed("qweight", torch.Tensor.float), "numbers of type F32 in place of I32"),
+    "unsigned integers": (changed("qzeros", lambda zeros: zeros.view(torch.uint32)), "numbers of type U32 in place of I32"),
+    "an index as float16": (changed("g_idx", torch.Tensor.half), "numbers of type F16 in place of I32"),
+    "scales as integers": (changed("scales", torch.Tensor.int), "numbers of type I32 in place of F16"),
+    "biases that config.json does not know": (with_bias(0.5), "has a bias that config.json does not know"),
+}
+
+
+def tensors_of(folder, change):
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(("change", "words"), ANOTHER.values(), ids=ANOTHER)
+def test_gptq_parts_that_are_missing_or_of_another_kind(tmp_path, change, words):
+    fails(lambda: choose.bring(own(3, tensors_of(copy(tmp_path, "small-gptq"), change))), words, kind=CheckpointError)
+
+
+@pytest.mark.parametrize("change", [with_bias(0.0), changed("g_idx", torch.Tensor.long), changed("scales", torch.Tensor.bfloat16), changed("scales", torch.Tensor.float)],
+                         ids=["biases of 0", "int64", "bfloat16", "float32"])  # fmt: skip
+def test_gptq_parts_as_other_programs_write_them(tmp_path, uncompiled, change):
+    model, tokenizer = loading.load(own(3, tensors_of(copy(tmp_path, "small-gptq"), change)))
+    assert timing.generate_once(model, tokenizer, new_tokens=6)[1] == timing.generate_once(*loading.load(choose.get_step(3)), new_tokens=6)[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"quant_method": "bitsandbytes", "load_in_8bit": True}, ("holds bitsandbytes weights", "step 1 makes 8 bits")),
