@@ -13,6 +13,7 @@ from helpers import ROOT, loading, machine
 from helpers.errors import LibraryError, PromptError, TokenCountError
 from helpers.exercises.predictions import calibration, closeness, guess  # noqa: F401  (notebooks say here how near a prediction came)
 from helpers.loading import library
+from helpers.models import sizes
 
 PROMPT, NEW_TOKENS = map(json.loads((ROOT / "data" / "article.json").read_text(encoding="utf-8")).get, ("prompt", "new_tokens"))
 WARMUPS, REPEATS = 2, 5
@@ -140,8 +141,8 @@ def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
         raise PromptError("The prompt is empty, or neither a text nor token ids: give a text to go on from, or token ids of shape (batch, tokens).")
     library.check_ids(model, prompt)
     ids = prompt.to(model.device)
-    context = model.config.max_position_embeddings
-    if ids.shape[1] + new_tokens > context:
+    context = sizes.context(model.config)
+    if context is not None and ids.shape[1] + new_tokens > context:
         raise PromptError(
             f"The prompt has {ids.shape[1]} tokens; with {new_tokens} new ones that is more than the model's context of {context}:"
             " shorten the prompt or ask for fewer tokens."

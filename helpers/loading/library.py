@@ -157,8 +157,8 @@ def not_finite(model, ids):
     handles = [module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output)) for name, module in model.named_modules() if name]
     try:
         with contextlib.suppress(_Found), torch.no_grad():
-            hidden = model.base_model(ids, use_cache=False)[0]
-            model.get_output_embeddings()(hidden[:, -1:])  # the last logits alone: all of them may not fit
+            hidden, head = model.base_model(ids, use_cache=False)[0], model.get_output_embeddings()
+            head(hidden[:, -1:].to(head.weight.dtype))  # the last logits alone: all of them may not fit. Mamba's sums have 32 bits
     finally:
         for handle in handles:
             handle.remove()
