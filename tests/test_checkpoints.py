@@ -187,6 +187,46 @@ def test_gptq_parts_as_other_programs_write_them(tmp_path, uncompiled, change):
     assert timing.generate_once(model, tokenizer, new_tokens=6)[1] == timing.generate_once(*loading.load(choose.get_step(3)), new_tokens=6)[1]
 
 
+def index(folder, **changes):
+    """The index of a checkpoint in several files, of which there is one; changes: of the file's name for the tensor, "." left out of it."""
+    weight_map = {name: "model.safetensors" for name in load_file(folder / "model.safetensors")}
+    weight_map = {name: changes.get(name.replace(".", ""), file) for name, file in weight_map.items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: file for name, file in weight_map.items() if file != "left out"}}))
+    return folder
+
+
+def deep(folder, name, depth=100_000):
+    text = json.dumps(json.loads((folder / name).read_text()))
+    (folder / name).write_text(f'{text[:-1]}, "deep": {"[" * depth + "]" * depth}}}')
+
+
+WRONG = {  # in JSON, where a text or an object has to stand
+    "a number for a file": (lambda folder: index(folder, modelnormweight=5), "has no usable model.safetensors.index.json"),
+    "null for a file": (lambda folder: index(folder, modelnormweight=None), "has no usable model.safetensors.index.json"),
+    "a list for a file": (lambda folder: index(folder, modelnormweight=["model.safetensors"]), "has no usable model.safetensors.index.json"),
+    "a name that no disk takes": (lambda folder: index(folder, modelnormweight="x" * 5000), "xxx: fetch or build"),
+    "a name that no system takes": (lambda folder: index(folder, modelnormweight="a\0b"), "lacks a"),
+    "model_type": (lambda folder: edit(folder, model_type=["llama"]), "holds a ['llama'] model"),
+    "no layers": (lambda folder: edit(folder, num_hidden_layers=-1), "num_hidden_layers is -1"),
+    "blocks": (lambda folder: edit(folder, quantization_config={"quant_method": "gptq", "bits": 4, "block_name_to_quantize": 5}), "that is no text (5)"),
+    **{name: (lambda folder, name=name: deep(folder, name), f"no readable {name}") for name in ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG.values(), ids=WRONG)
+def test_json_of_a_checkpoint_that_is_of_another_kind(small, change, words):
+    change(small)
+    fails(lambda: loading.load(own(2, small)), words, kind=CheckpointError)
+
+
+def test_an_index_that_leaves_a_tensor_out(small):
+    """Libraries read all of each file that it names, and so does the course."""
+    step = own(2, index(small, modelnormweight="left out"))
+    model, _ = loading.load(step)
+    assert loading.read_tensor(step, "model.norm.weight").equal(model.model.norm.weight)
+    fails(lambda: loading.read_tensor(step, "model.norm.bias"), "has no tensor model.norm.bias", "check the name", kind=CheckpointError)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"quant_method": "bitsandbytes", "load_in_8bit": True}, ("holds bitsandbytes weights", "step 1 makes 8 bits")),
@@ -555,6 +595,8 @@ def test_a_server_gets_the_usual_settings_with_each_request(small, monkeypatch):
     assert started["request"] == usual | {"suppress_tokens": [2, 1], "pad_token_id": 2, "bos_token_id": 1}
     edit(small, "generation_config.json", prompt_lookup_num_tokens=3)
     fails(lambda: serving.transformers(own(2, small)), "sets prompt_lookup_num_tokens to 3", "in a copy of the folder", kind=CheckpointError)
+    deep(small, "generation_config.json")
+    fails(lambda: library.undone(small), "correct generation_config.json", kind=CheckpointError)
 
 
 @pytest.mark.parametrize("settings", [{"bits": 8, "group": 32}, {"group": 64, "act_order": True}, {"group": 16, "sym": False}], ids=str)

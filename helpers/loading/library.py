@@ -116,11 +116,9 @@ def undone(folder):
 
     For a server, which takes from there what a request leaves open. Raises CheckpointError for a setting that no request can take back.
     """
-    from transformers import GenerationConfig
-
     if not (Path(folder) / "generation_config.json").is_file():
         return {}
-    unusual = _unusual(GenerationConfig.from_pretrained(folder))
+    unusual = _unusual(_read("GenerationConfig", folder, "generation_config.json"))
     if stays := [f"{name} to {value}" for name, (value, usual) in unusual.items() if usual is None]:
         raise CheckpointError(f"{folder}/generation_config.json sets {stays[0]}, which a server uses in each answer: take it out in a copy of the folder.")
     return {name: usual for name, (_, usual) in unusual.items()}

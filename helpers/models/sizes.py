@@ -221,7 +221,7 @@ def _skeleton(folder):
         import torch
         import transformers
     problem, named = "", f"{folder} holds a {kind!r} model"
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         why = "whose code lies in its own repository, and the course runs no code of checkpoints" if raw.get("auto_map") else "which it does not know"
         raise CheckpointError(f"{named}, {why} (transformers {transformers.__version__}): {TAKE}.")
     try:
@@ -235,7 +235,9 @@ def _skeleton(folder):
             with machine.quiet(), torch.device("meta"):
                 model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
                 model.tie_weights()  # transformers 5.0 has not done it
+            if (layers := config.get_text_config(decoder=True).num_hidden_layers) > 0:
                 return model
+            raise ValueError(f"num_hidden_layers is {layers}")
     except Exception as error:
         words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         problem = f"{folder}/config.json describes no model that transformers can build ({words}): correct it, fetch it again, or take another checkpoint."
