@@ -64,8 +64,9 @@ FULL = {  # of a row with warm calls
      {"warm": "text"}, {"warm": {"wall": 1.5}}, {"warm": [None]}, {"others_cores": "0"}, {"cores": "2"}, {"cores": [2]}, {"threads": 1.5}, {"tpot_s": "0.1"},
      {"tpot_s": None}, {"warm_wall_s": None}, {"warm_wall_s": 0}, {"warm_ttft_s": [0.2]}, {"variant": 5}, {"engine": []}, {"batch": "1"},
      {"peak_rss_bytes": "30"}, {"prediction_wall_s": "5"}, {"floor_bytes": {}}, {"bandwidth_bytes_per_s": True}, {"tokens_per_pass": "x"},
-     {"operations_s": {"attention": "0.1"}}, {"operations_s": 5}, {"quantization": 4}, {"load_s": float("nan")}],
-    ids=str,
+     {"operations_s": {"attention": "0.1"}}, {"operations_s": 5}, {"quantization": 4}, {"load_s": float("nan")}, {"load_s": 10**400},
+     {"weight_bytes": 10**400}, {"read_bytes": -1}],
+    ids=lambda wrong: str(wrong)[:40],
 )  # fmt: skip
 def test_optional_figures_that_could_break_a_notebook_are_skipped(tmp_path, capsys, wrong):
     """And what is left works in what reads it."""

@@ -1,7 +1,5 @@
 """What is a row of the ledger? Its keys, and the kind of value that each has to have. First used in notebook 01."""
 
-from math import inf
-
 from helpers.models.catalogue import STEPS
 from helpers.models.choose import TIERS
 from helpers.timing import Call
@@ -22,6 +20,7 @@ OPTIONAL = {  # or None; numbers, or None, are all keys that end as NUMBERS; see
     }.items()
     for name in names.split()
 }
+MOST = 1e308  # JSON has whole numbers that no float holds
 NUMBERS = ("_s", "_bytes", "_cores", "_per_pass")
 
 
@@ -34,8 +33,8 @@ def problem(row):
         usable = isinstance(value, kind) and not isinstance(value, bool)
         if usable and key in KNOWN:
             usable = value in KNOWN[key]
-        elif usable and kind is float:
-            usable = 0 <= value < inf and (value > 0 or key != "wall_s")
+        elif usable and kind is not str:
+            usable = _number(value) and (value > 0 or key != "wall_s")
         if not usable:
             return f"lacks a usable {key!r}"
     needed = ("warm_wall_s", "warm_ttft_s", *["tpot_s"] * (row["new_tokens"] > 1)) if row.get("warm") else ()
@@ -55,7 +54,7 @@ def _fits(key, value):
 
 
 def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < MOST
 
 
 def _call(call):
