@@ -17,7 +17,7 @@ from helpers import ROOT, ledger, machine
 from helpers.errors import LibraryError, PromptError
 from helpers.loading import library
 from helpers.loading.memory import hollow
-from helpers.models import files
+from helpers.models import files, sizes
 from helpers.models.choose import TIERS
 from helpers.setup import installed, results_dir
 
@@ -67,11 +67,11 @@ def batches(model, encoded):
     """
     import torch
 
-    context = model.config.max_position_embeddings
+    context = sizes.context(model.config)
     for start in range(0, len(encoded), BATCH):
         rows = encoded[start : start + BATCH]
         longest, problem = max(map(len, rows)), None
-        if longest > context:
+        if context is not None and longest > context:
             raise PromptError(f"A text has {longest} tokens and the model's context is {context}: cut the text into shorter lines.")
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)

@@ -7,12 +7,14 @@ rate as vLLM's and transformers' own benchmarks define them (https://docs.vllm.a
 import json
 import time
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from statistics import median, quantiles
 
 from helpers import ROOT, loading, machine
 from helpers.errors import LibraryError, PromptError, TokenCountError
 from helpers.exercises.predictions import calibration, closeness, guess, in_seconds  # noqa: F401  (notebooks say here how near a prediction came)
 from helpers.loading import library
+from helpers.models import sizes
 
 PROMPT, NEW_TOKENS = map(json.loads((ROOT / "data" / "article.json").read_text(encoding="utf-8")).get, ("prompt", "new_tokens"))
 WARMUPS, REPEATS = 2, 5
@@ -132,16 +134,15 @@ def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
 
     Raises PromptError if it is empty or with the new tokens too long for the context, TokenCountError unless these are a whole number, 1 or more.
     """
-    if not isinstance(new_tokens, int) or isinstance(new_tokens, bool) or new_tokens < 1:
-        raise TokenCountError(f"new_tokens is {new_tokens!r}: ask for a whole number of tokens, 1 or more.")
+    _whole(1, new_tokens=new_tokens)
     if isinstance(prompt, str):
         prompt = library.encode(tokenizer, prompt, return_tensors="pt") if prompt else None
     if getattr(prompt, "ndim", 0) != 2 or not prompt.numel():
         raise PromptError("The prompt is empty, or neither a text nor token ids: give a text to go on from, or token ids of shape (batch, tokens).")
     library.check_ids(model, prompt)
     ids = prompt.to(model.device)
-    context = model.config.max_position_embeddings
-    if ids.shape[1] + new_tokens > context:
+    context = sizes.context(model.config)
+    if context is not None and ids.shape[1] + new_tokens > context:
         raise PromptError(
             f"The prompt has {ids.shape[1]} tokens; with {new_tokens} new ones that is more than the model's context of {context}:"
             " shorten the prompt or ask for fewer tokens."
@@ -149,12 +150,21 @@ def tokenise(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS):
     return ids
 
 
+def _whole(least, **numbers):
+    """Raise TokenCountError unless each of ``numbers`` is a whole number, ``least`` or more."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
+            raise TokenCountError(f"{name} is {number!r}: give a whole number, {least} or more.")
+
+
 def prompt_ids(model, tokenizer, tokens, batch=1):
-    """Return token ids, shape (batch, ``tokens``): begin-of-sequence, then a stretch of held-out text, another one for each sequence."""
+    """Return token ids, shape (batch, ``tokens``): begin-of-sequence, then a stretch of held-out text, another one for each sequence.
+
+    Raises TokenCountError unless both are whole numbers, 1 or more.
+    """
     import torch
 
-    if min(tokens, batch) < 1:
-        raise PromptError(f"A prompt of {tokens} tokens, {batch} at a time, makes no sense: ask for 1 or more.")
+    _whole(1, tokens=tokens, batch=batch)
     text = (ROOT / "data" / "text" / "heldout.txt").read_text(encoding="utf-8")
     first, ids = library.begin(tokenizer), library.encode(tokenizer, " ".join(text.split()), special=False)
     ids = ids * (batch * tokens // len(ids) + 1)  # longer than the text: begin it again
@@ -193,14 +203,14 @@ def generate_once(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, **opti
             output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, logits_processor=processors, **rest)
             synchronise()
         except Exception as error:
-            problem = machine.out_of_memory(error, str(ids.device), "generating") or library.explained(error, LibraryError, *library.FAILED)
+            problem = machine.out_of_memory(error, str(ids.device), "generating") or library.explained(error, LibraryError, *library.failed(options))
     if problem:  # raised here, where the failed call's variables are gone
         if isinstance(problem, MemoryError):
             loading.memory.hollow(model)
         raise problem
     end = time.perf_counter()
     user_end, system_end = machine.cpu_times()
-    new = output[0, ids.shape[1] :].tolist()
+    new = getattr(output, "sequences", output)[0, ids.shape[1] :].tolist()
     new = new[:new_tokens] if proposed else new  # transformers 5.0 keeps all tokens of the last pass
     if len(new) != new_tokens:
         raise TokenCountError(f"generate returned {len(new)} new tokens instead of {new_tokens}: the timing would be wrong, so load the model anew.")
@@ -222,8 +232,7 @@ def measure(model, tokenizer, prompt=PROMPT, new_tokens=NEW_TOKENS, cold=None, w
     import torch
     from tqdm.auto import trange
 
-    if warmups < 0 or repeats < 0:
-        raise TokenCountError(f"warmups is {warmups} and repeats is {repeats}: give 0 or more for both.")
+    _whole(0, warmups=warmups, repeats=repeats)
     cold, ids = cold or generate_once(model, tokenizer, prompt, new_tokens, **options)
     inputs = tokenise(model, tokenizer, prompt, new_tokens)
     gpus = range(torch.cuda.device_count()) if model.device.type == "cuda" else ()

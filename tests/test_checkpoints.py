@@ -139,6 +139,94 @@ def test_settings_that_are_not_those_of_the_weights(tmp_path, change):
     fails(lambda: loading.load(own(3, tmp_path / "mine")), "in place of", "correct quantization_config", kind=CheckpointError)
 
 
+def without(*parts):
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.endswith(parts)}
+
+
+def changed(part, change):
+    return lambda tensors: {name: change(tensor).contiguous() if name.endswith(f".{part}") else tensor for name, tensor in tensors.items()}
+
+
+def with_bias(value):
+    return lambda tensors: (
+        tensors | {name.replace(".scales", ".bias"): torch.full(tensor.shape[1:], value).half() for name, tensor in tensors.items() if name.endswith("scales")}
+    )
+
+
+ANOTHER = {  # each of these loads without a word from a library, as another model, or as what the memory holds
+    "no zero points": (without("qzeros"), ".qzeros, without which"),
+    "no index": (without("g_idx"), ".g_idx, without which"),
+    "no scales": (without("scales"), ".scales, without which"),
+    "no integers": (without("o_proj.qweight", "o_proj.qzeros", "o_proj.scales", "o_proj.g_idx"), "lacks 16 tensors"),
+    "an index of -1": (changed("g_idx", lambda index: index.fill_(-1)), "names groups that"),
+    "an index beyond": (changed("g_idx", lambda index: index.add_(1)), "(1 to 6)"),
+    "a shorter index": (changed("g_idx", lambda index: index[:-1]), "in place of (768,)"),
+    "zero points of another shape": (changed("qzeros", lambda zeros: zeros[:1]), "in groups of 128, and model.layers.0.mlp.down_proj.qzeros is of shape"),
+    "integers as float32": (changed("qweight", torch.Tensor.float), "numbers of type F32 in place of I32"),
+    "unsigned integers": (changed("qzeros", lambda zeros: zeros.view(torch.uint32)), "numbers of type U32 in place of I32"),
+    "an index as float16": (changed("g_idx", torch.Tensor.half), "numbers of type F16 in place of I32"),
+    "scales as integers": (changed("scales", torch.Tensor.int), "numbers of type I32 in place of F16"),
+    "biases that config.json does not know": (with_bias(0.5), "has a bias that config.json does not know"),
+}
+
+
+def tensors_of(folder, change):
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(("change", "words"), ANOTHER.values(), ids=ANOTHER)
+def test_gptq_parts_that_are_missing_or_of_another_kind(tmp_path, change, words):
+    fails(lambda: choose.bring(own(3, tensors_of(copy(tmp_path, "small-gptq"), change))), words, kind=CheckpointError)
+
+
+@pytest.mark.parametrize("change", [with_bias(0.0), changed("g_idx", torch.Tensor.long), changed("scales", torch.Tensor.bfloat16), changed("scales", torch.Tensor.float)],
+                         ids=["biases of 0", "int64", "bfloat16", "float32"])  # fmt: skip
+def test_gptq_parts_as_other_programs_write_them(tmp_path, uncompiled, change):
+    model, tokenizer = loading.load(own(3, tensors_of(copy(tmp_path, "small-gptq"), change)))
+    assert timing.generate_once(model, tokenizer, new_tokens=6)[1] == timing.generate_once(*loading.load(choose.get_step(3)), new_tokens=6)[1]
+
+
+def index(folder, **changes):
+    """The index of a checkpoint in several files, of which there is one; changes: of the file's name for the tensor, "." left out of it."""
+    weight_map = {name: "model.safetensors" for name in load_file(folder / "model.safetensors")}
+    weight_map = {name: changes.get(name.replace(".", ""), file) for name, file in weight_map.items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: file for name, file in weight_map.items() if file != "left out"}}))
+    return folder
+
+
+def deep(folder, name, depth=100_000):
+    text = json.dumps(json.loads((folder / name).read_text()))
+    (folder / name).write_text(f'{text[:-1]}, "deep": {"[" * depth + "]" * depth}}}')
+
+
+WRONG = {  # in JSON, where a text or an object has to stand
+    "a number for a file": (lambda folder: index(folder, modelnormweight=5), "has no usable model.safetensors.index.json"),
+    "null for a file": (lambda folder: index(folder, modelnormweight=None), "has no usable model.safetensors.index.json"),
+    "a list for a file": (lambda folder: index(folder, modelnormweight=["model.safetensors"]), "has no usable model.safetensors.index.json"),
+    "a name that no disk takes": (lambda folder: index(folder, modelnormweight="x" * 5000), "xxx: fetch or build"),
+    "a name that no system takes": (lambda folder: index(folder, modelnormweight="a\0b"), "lacks a"),
+    "model_type": (lambda folder: edit(folder, model_type=["llama"]), "holds a ['llama'] model"),
+    "no layers": (lambda folder: edit(folder, num_hidden_layers=-1), "num_hidden_layers is -1"),
+    "blocks": (lambda folder: edit(folder, quantization_config={"quant_method": "gptq", "bits": 4, "block_name_to_quantize": 5}), "that is no text (5)"),
+    **{name: (lambda folder, name=name: deep(folder, name), f"no readable {name}") for name in ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG.values(), ids=WRONG)
+def test_json_of_a_checkpoint_that_is_of_another_kind(small, change, words):
+    change(small)
+    fails(lambda: loading.load(own(2, small)), words, kind=CheckpointError)
+
+
+def test_an_index_that_leaves_a_tensor_out(small):
+    """Libraries read all of each file that it names, and so does the course."""
+    step = own(2, index(small, modelnormweight="left out"))
+    model, _ = loading.load(step)
+    assert loading.read_tensor(step, "model.norm.weight").equal(model.model.norm.weight)
+    fails(lambda: loading.read_tensor(step, "model.norm.bias"), "has no tensor model.norm.bias", "check the name", kind=CheckpointError)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"quant_method": "bitsandbytes", "load_in_8bit": True}, ("holds bitsandbytes weights", "step 1 makes 8 bits")),
@@ -524,6 +612,8 @@ def test_a_server_gets_the_usual_settings_with_each_request(small, monkeypatch):
     assert started["request"] == usual | {"suppress_tokens": [2, 1], "pad_token_id": 2, "bos_token_id": 1}
     edit(small, "generation_config.json", prompt_lookup_num_tokens=3)
     fails(lambda: serving.transformers(own(2, small)), "sets prompt_lookup_num_tokens to 3", "in a copy of the folder", kind=CheckpointError)
+    deep(small, "generation_config.json")
+    fails(lambda: library.undone(small), "correct generation_config.json", kind=CheckpointError)
 
 
 @pytest.mark.parametrize("settings", [{"bits": 8, "group": 32}, {"group": 64, "act_order": True}, {"group": 16, "sym": False}], ids=str)

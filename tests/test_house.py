@@ -16,7 +16,7 @@ from helpers import ROOT
 HOUSE = ROOT / "helpers"
 TABLE = (  # a row may import those above it: "." is the package itself
     ".", "errors", "machine.network", "machine.share", "machine", "process", "setup", "models.catalogue", "models.sizes", "models.files", "models.hub", "models.synthetic", "models.choose", "exercises.predictions", "exercises", "kernels",
-    "loading.memory", "loading.library", "loading", "machine.speed", "timing", "ledger", "plots", "limits", "quality", "quantise", "benchmark.profile", "benchmark.job", "benchmark",
+    "loading.memory", "loading.library", "loading", "machine.speed", "timing", "ledger.rows", "ledger", "plots", "limits", "quality", "quantise", "benchmark.profile", "benchmark.job", "benchmark",
     "engines.timed", "quantise.formats", "engines.llamacpp", "engines.native", "engines.onnx_models", "engines.old_stack", "engines.clients", "engines.serving", "engines.advice", "article", "article.published",
     "article.breakdown", "article.compare", "article.claims",
 )  # fmt: skip

@@ -105,7 +105,7 @@ def test_the_four_steps_through_the_real_client(served, tmp_path):
     assert [row["checkpoint"] for row in rows.values()] == [SMALL, SMALL, GPTQ, LARGE] and all("answer" in row for row in rows.values())
     assert [row["layer_class"] for row in rows.values()][:2] == ["Linear8bitLt", "Linear"] and "Linear" != rows["3"]["layer_class"] == rows["4"]["layer_class"]
     for row in rows.values():
-        assert row["weight_bytes"] == pytest.approx(row["weight_bytes_loaded"], rel=0.002) and ledger._problem(row) is None
+        assert row["weight_bytes"] == pytest.approx(row["weight_bytes_loaded"], rel=0.002) and ledger.problem(row) is None
     assert rows["2"]["weight_bytes"] == 988_065_536 and rows["2"]["read_bytes"] == 988_065_536  # a tied head is read
 
 

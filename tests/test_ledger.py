@@ -5,7 +5,8 @@ import multiprocessing
 
 import pytest
 
-from helpers import ledger
+from helpers import ROOT, ledger
+from helpers.errors import ImpossibleFigureError
 
 
 def row(step=1, tier="embedded", device="CPU", wall=2.0):
@@ -50,6 +51,43 @@ def test_rows_that_could_break_a_table_are_skipped(tmp_path, capsys, wrong):
     assert [r["step"] for r in ledger.read(path)] == [1, 3] and f"line 2 lacks a usable '{next(iter(wrong))}'" in capsys.readouterr().err
 
 
+CALL = {"user": 1.0, "sys": 0.1, "wall": 1.5, "ttft": 0.2, "new_tokens": 15, "others": 0.0, "passes": 0}
+FULL = {  # of a row with warm calls
+    "warm": [CALL, CALL], "warm_wall_s": 1.5, "warm_ttft_s": 0.2, "tpot_s": 0.1, "others_cores": 0.0, "cores": 2, "threads": None, "engine": "transformers",
+    "variant": "", "batch": 1, "peak_rss_bytes": 30, "peak_gpu_allocated_bytes": None, "prediction_wall_s": None, "operations_s": {"attention": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"warm": [CALL, 5]}, {"warm": 5}, {"warm": [CALL | {"more": 1.0}]}, {"warm": [{"wall": 1.5}]}, {"warm": [CALL | {"wall": "1.5"}]}, {"warm": [CALL | {"wall": 0}]},
+     {"warm": "text"}, {"warm": {"wall": 1.5}}, {"warm": [None]}, {"others_cores": "0"}, {"cores": "2"}, {"cores": [2]}, {"threads": 1.5}, {"tpot_s": "0.1"},
+     {"tpot_s": None}, {"warm_wall_s": None}, {"warm_wall_s": 0}, {"warm_ttft_s": [0.2]}, {"variant": 5}, {"engine": []}, {"batch": "1"},
+     {"peak_rss_bytes": "30"}, {"prediction_wall_s": "5"}, {"floor_bytes": {}}, {"bandwidth_bytes_per_s": True}, {"tokens_per_pass": "x"},
+     {"operations_s": {"attention": "0.1"}}, {"operations_s": 5}, {"quantization": 4}, {"load_s": float("nan")}, {"load_s": 10**400},
+     {"weight_bytes": 10**400}, {"read_bytes": -1}],
+    ids=lambda wrong: str(wrong)[:40],
+)  # fmt: skip
+def test_optional_figures_that_could_break_a_notebook_are_skipped(tmp_path, capsys, wrong):
+    """And what is left works in what reads it."""
+    path = tmp_path / "ledger.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in (row(1) | FULL, row(2) | FULL | wrong, row(3) | FULL, row(4))))
+    before = path.read_bytes()
+    rows = ledger.read(path, engine=None)
+    assert [r["step"] for r in rows] == [1, 3, 4] and f"line 2 lacks a usable '{next(iter(wrong))}'" in capsys.readouterr().err
+    assert path.read_bytes() == before and ledger.difference(rows[:1], rows[1:2], "warm_wall_s").percent == 0
+    ledger.append(row(2) | FULL, path)
+    assert path.read_bytes().startswith(before)
+
+
+def test_recorded_rows_and_unknown_keys_are_rows(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(json.dumps(row(1) | FULL | {"later": {"a": [1]}, "beside_torch": True, "new_tokens": 1, "tpot_s": None}) + "\n")
+    assert len(ledger.read(path)) == 1
+    lines = [line for file in (ROOT / "data" / "recorded").glob("*/*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) > 100 and not [problem for line in lines if (problem := ledger.problem(json.loads(line)))]
+
+
 @pytest.mark.parametrize("line", ['{"schema": 1, "wall_s": NaN}', "[" * 100_000], ids=["nan", "deep"])
 def test_lines_that_are_no_rows(tmp_path, capsys, line):
     path = tmp_path / "ledger.jsonl"
@@ -79,10 +117,23 @@ def test_two_notebooks_at_once(tmp_path, capsys):
     assert sorted(r["step"] for r in ledger.read(path)) == [1] * 50 + [2] * 50 and not capsys.readouterr().err
 
 
-def test_not_a_number_is_refused(tmp_path):
-    with pytest.raises(ValueError):
-        ledger.append(row(wall=float("nan")), tmp_path / "ledger.jsonl")
-    assert ledger.read(tmp_path / "ledger.jsonl") == []
+@pytest.mark.parametrize("wrong", [{"wall_s": float("nan")}, {"warm": [CALL | {"wall": float("inf")}]}, {"tpot_s": float("nan")}], ids=str)
+def test_a_row_that_is_none_without_a_number_is_refused(tmp_path, wrong):
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(row(1), path)
+    with pytest.raises(ImpossibleFigureError, match="not finite. This is an error of the measurement, so it was not written down: run it again"):
+        ledger.append(row(2) | FULL | wrong, path)
+    ledger.append(row(3), path)
+    assert [r["step"] for r in ledger.read(path)] == [1, 3]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path, capsys):
+    """A reader's guess, for example: what was measured is kept."""
+    path, guess = tmp_path / "ledger.jsonl", row(1) | FULL
+    ledger.append(guess | {"prediction_wall_s": float("inf"), "more": [1.0, float("nan")]}, path)
+    assert ledger.read(path) == [guess | {"more": [1.0, None]}]
+    said = capsys.readouterr().err
+    assert "prediction_wall_s is inf, more is [1.0, nan], not finite" in said and "null" in said
 
 
 def test_latest_takes_the_newest_of_one_machine():

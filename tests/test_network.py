@@ -299,7 +299,7 @@ def test_a_port_that_is_taken_or_the_systems(server, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:80000/v1", "http://127.0.0.1:8000x/v1", "http://127.0.0.1:0/v1", "http://127.0.0.1:-1/v1", "127.0.0.1:8000/v1",
-                                 "ftp://127.0.0.1/v1", "http://", "", "http://[::1/v1", "http://my server/v1"])  # fmt: skip
+                                 "ftp://127.0.0.1/v1", "http://", "", "http://[::1/v1", "http://my server/v1", 8000, None, b"http://127.0.0.1:8000/v1", []])  # fmt: skip
 def test_what_is_no_address_of_a_server_is_one_sentence(url):
     import asyncio
 

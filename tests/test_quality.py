@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from support.book import functions
 
 from helpers import ROOT, loading, machine, quality, timing
@@ -171,9 +172,6 @@ def test_a_text_longer_than_the_context_is_refused(small):
 @pytest.mark.parametrize("kind, settings", [("Gemma2", {"final_logit_softcapping": 3.0}), ("Granite", {"logits_scaling": 7.0})])
 def test_what_a_model_does_with_its_logits_counts(kind, settings):
     """Gemma 2 caps its logits, Granite divides them: the same as its own forward in float32, and the head's own forward is there again."""
-    import torch
-    import transformers
-
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97}
     more = {"head_dim": 8, "query_pre_attn_scalar": 8} if kind == "Gemma2" else {}
     torch.manual_seed(0)
@@ -193,8 +191,7 @@ def test_no_memory_while_scoring_is_one_sentence():
     class Full:
         device = "cpu"
 
-        class config:
-            max_position_embeddings = 9
+        config = transformers.LlamaConfig(max_position_embeddings=9)
 
         def __call__(self, **inputs):
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")

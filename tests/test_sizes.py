@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from support.book import functions
 from support.hub import Hub
 
-from helpers import ROOT, ledger, limits, loading, quality, timing
-from helpers.errors import CheckpointError, DeviceError
+from helpers import ROOT, benchmark, ledger, limits, loading, quality, timing
+from helpers.errors import CheckpointError, DeviceError, PromptError
 from helpers.models import choose, sizes
 from helpers.models.catalogue import CHECKPOINTS, LLAMA_2, Shape
 
@@ -36,6 +36,12 @@ MINI = {  # one of each kind: grouped queries and tied heads, biases, heads of t
     "olmoe": GROUPED | {"num_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 4},
     "mixtral": GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
+FURTHER = {  # positions without an end, and in a part of config.json
+    "bloom": {"vocab_size": 1536, "hidden_size": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
+    "mamba": {"vocab_size": 1536, "hidden_size": 64, "state_size": 8, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2},
+    "gemma3": {"text_config": GROUPED | {"sliding_window": 16}, "vision_config": {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}},
+}  # fmt: skip
 
 
 def described(folder, config):
@@ -48,7 +54,7 @@ def described(folder, config):
 def mini(kind, folder, **change):
     """Write a checkpoint of ``kind`` with random weights and the embedded models' tokeniser."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **MINI[kind] | change)
+    config = transformers.AutoConfig.for_model(kind, **(MINI | FURTHER)[kind] | change)
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     for file in (CHECKPOINTS / "small").glob("*token*.json"):
         shutil.copy(file, folder)
@@ -266,6 +272,23 @@ def test_what_the_notebooks_call_works_with_other_decoders(tmp_path, kind):
     assert len(outputs) == step.shape.num_hidden_layers and outputs[0].shape == (len(targets), 128)
     assert choose.describe(step).loc["parameters", "this step"] == f"{step.shape.parameters:,}"
     assert choose._block_times(step.shape)
+
+
+@pytest.mark.parametrize(("kind", "context"), [("llama", 512), ("gpt2", 512), ("gemma3", 512), ("bloom", None), ("mamba", None)])
+def test_the_context_of_each_kind_of_configuration(tmp_path, kind, context):
+    """In the part of the text, by another name, or none at all: then nothing is too long."""
+    step = choose.get_step(2, checkpoint=str(mini(kind, tmp_path / kind)))
+    model, tokenizer = loading.load(step)
+    assert step.shape.context == sizes.context(model.config) == context
+    assert timing.generate_once(model, tokenizer, timing.prompt_ids(model, tokenizer, 20), 3)[0].new_tokens == 3
+    assert len(next(quality.batches(model, [[1, *range(5, 20)]]))[1]) == 15
+    long, job = torch.full((1, 600), 5), {"key": 2, "tier": "embedded", "checkpoint": step.checkpoint, "prompt_tokens": [600], "batches": [1], "repeats": 1}
+    for action in (
+        lambda: timing.generate_once(model, tokenizer, long, 3),
+        lambda: list(quality.batches(model, long.tolist())),
+        lambda: benchmark.job.measure(job | {"new_tokens": 3, "warmups": 0}),
+    ):
+        fails(action, "context", "512", kind=PromptError) if context else action()
 
 
 def test_rounding_reaches_all_layers_of_the_blocks(tmp_path):

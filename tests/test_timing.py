@@ -1,10 +1,11 @@
 """Timings are consistent, and impossible requests are refused before the model runs."""
 
+import numpy
 import pytest
 import torch
 
 from helpers import timing
-from helpers.errors import PromptError, TokenCountError
+from helpers.errors import CourseError, PromptError, TokenCountError
 
 
 def call(wall=2.0, ttft=0.5, user=1.5, system=0.25, n=4):
@@ -82,6 +83,35 @@ def test_bad_token_count(models, count):
         timing.generate_once(*models[2][1:], new_tokens=count)
 
 
-def test_bad_repeats(models):
-    with pytest.raises(TokenCountError, match="0 or more"):
-        timing.measure(*models[2][1:], repeats=-1)
+@pytest.mark.parametrize("count", [-1, "2", 1.5, None, True, [3]])
+@pytest.mark.parametrize("name", ["warmups", "repeats"])
+def test_bad_repeats(models, name, count):
+    with pytest.raises(TokenCountError, match=f"{name} is .*0 or more"):
+        timing.measure(*models[2][1:], **{name: count})
+
+
+@pytest.mark.parametrize("count", [0, -1, "3", 1.5, None, True, [3]])
+def test_bad_lengths_of_prompts(models, count):
+    for name in ("tokens", "batch"):
+        with pytest.raises(TokenCountError, match=f"{name} is .*1 or more"):
+            timing.prompt_ids(*models[2][1:], **{"tokens": 8} | {name: count})
+    assert timing.prompt_ids(*models[2][1:], numpy.int64(8), 2).shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"foo": 1}, "correct what generate was told (foo), or leave it out"), ({"num_beams": 0}, "told (num_beams)"), ({"num_beams": "2"}, "told (num_beams)"),
+     ({"cache_implementation": "x"}, "told (cache_implementation)"), ({"num_return_sequences": 3}, "told (num_return_sequences)"), ({"pad_token_id": "x"}, "told (pad_token_id)"),
+     ({"assistant_model": 5}, "which is no model"), ({"attention_mask": None}, "leave it out of the options"), ({"inputs": 3}, "generate has its inputs")],
+)  # fmt: skip
+def test_options_that_generate_does_not_take(models, options, words):
+    """Nothing is wrong with the kernel then, and it need not be restarted."""
+    with pytest.raises(CourseError) as error:
+        timing.generate_once(*models[2][1:], new_tokens=2, **options)
+    assert words in str(error.value) and "restart" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"return_dict_in_generate": True}, {"cache_implementation": "dynamic"}, {"num_beams": 1}])
+def test_options_that_it_takes(models, options):
+    model, tokenizer = models[2][1:]
+    assert timing.generate_once(model, tokenizer, new_tokens=4, **options)[1] == timing.generate_once(model, tokenizer, new_tokens=4)[1]

@@ -285,7 +285,9 @@ def test_rows_of_other_hands_are_left_out_and_told(tmp_path):
     wrong |= {"f": {"versions": [1]}, "g": {"others_cores": "many"}, "h": {"cpu_total_s": 1e300}}
     ledgers, notes = written(tmp_path / "class", **{name: change(classroom.cpu(n), 2, **other) for n, (name, other) in enumerate(wrong.items())})
     assert [len(each.rows) for each in ledgers] == [3] * len(wrong)
-    assert sorted(notes) == [f"{name}.jsonl: 1 of its rows have figures of a kind that this course does not write: left out" for name in wrong]
+    left = {name: f"line 2 lacks a usable {next(iter(other))!r}" for name, other in wrong.items()}
+    left |= dict.fromkeys("eh", "1 of its rows have figures of a kind that this course does not write: left out")
+    assert sorted(notes) == [f"{name}.jsonl: {said}" for name, said in left.items()]
 
 
 def test_odd_words_do_no_harm(tmp_path):

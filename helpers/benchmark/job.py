@@ -11,7 +11,6 @@ from itertools import product
 from helpers import ledger, limits, loading, machine, timing
 from helpers.benchmark.profile import decode_step
 from helpers.errors import PromptError
-from helpers.loading import library
 from helpers.models import choose, synthetic
 from helpers.timing import NEW_TOKENS, PROMPT
 
@@ -67,8 +66,8 @@ def measure(job):
     step = job.step()
     if step.is_folder:  # said before anything is loaded
         longest = max(tokens or 0 for tokens in job.prompt_tokens) + job.new_tokens
-        context = library.configuration(step.checkpoint).max_position_embeddings
-        if longest > context:
+        context = step.shape.context
+        if context is not None and longest > context:
             raise PromptError(f"{step.title}: {longest} tokens are more than its context of {context}: shorten --prompt-tokens.")
     with machine.quiet():  # a copy of a process that has them must not load faster
         for name in LIBRARIES:

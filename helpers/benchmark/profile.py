@@ -11,6 +11,7 @@ PRODUCTS = (
 )  # fmt: skip
 COPIES = ("aten::copy_", "aten::_to_copy", "aten::clone", "aten::contiguous")
 QUANTISATION = ("bitsandbytes::", "MatMul8bitLt", "MatMul4Bit", "CompiledFxGraph", "Torch-Compiled", "TorchDynamo", "triton_", "gptq", "dequant")
+CACHES = ("past_key_values", "cache_params")  # names of what a model keeps of earlier tokens; the second is Mamba's
 PROFILED, UNPROFILED = 7, 3  # decode steps, and those before them that warm up
 
 
@@ -34,7 +35,7 @@ def decode_step(model, ids):
             token = output.logits[:, -1:].argmax(-1)
             with profile(activities=activities) if number >= UNPROFILED else contextlib.nullcontext() as profiler:
                 start = time.perf_counter()
-                output = model(token, past_key_values=output.past_key_values, use_cache=True)
+                output = model(token, **{name: output[name] for name in CACHES if name in output}, use_cache=True)
                 if on_gpu:
                     torch.cuda.synchronize()
                 wall = time.perf_counter() - start

@@ -7,10 +7,11 @@ import traceback
 from pathlib import Path
 
 from helpers import ROOT
-from helpers.errors import CheckpointError, CourseError, NotFiniteError, PromptError
+from helpers.errors import CheckpointError, CourseError, LibraryError, NotFiniteError, PromptError
 from helpers.models.catalogue import Shape, read_json
 
 FAILED = ("generate failed", "restart the kernel and load the model again, by another GPTQ kernel if it is one, or set TIER=embedded")
+TAKEN = ("inputs", "input_ids", "attention_mask", "generation_config", "logits_processor")  # of the arguments of generate
 READ = {  # of config.json, beside the sizes: what converters read, or refuse
     "architectures", "model_type", "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "attention_bias", "mlp_bias",
     "rope_parameters", "rope_scaling", "rope_theta", "tie_word_embeddings", "bos_token_id", "eos_token_id", "quantization_config",
@@ -28,10 +29,15 @@ def greedy(model, tokenizer, new_tokens, **options):
     """Return the GenerationConfig of ``new_tokens`` new tokens, greedily, and what of ``options`` is not a part of one.
 
     All that affects time and text is the course's; of the checkpoint's own settings only the end of text is taken, which is kept away. Of
-    proposed tokens always the same number is judged: transformers would change it by how sure the draft is.
+    proposed tokens always the same number is judged: transformers would change it by how sure the draft is. Raises PromptError for an option that is
+    not the caller's to give, LibraryError for one that the library refuses.
     """
     from transformers import GenerationConfig
 
+    if taken := [name for name in TAKEN if name in options]:
+        raise PromptError(f"generate has its {taken[0]} from the prompt and from the course: leave it out of the options.")
+    if (draft := options.get("assistant_model")) is not None and not hasattr(draft, "generation_config"):
+        raise LibraryError(f"assistant_model is {draft!r:.40}, which is no model: give one that loading.load has returned, or leave it out.")
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     settings = GenerationConfig(
@@ -46,7 +52,16 @@ def greedy(model, tokenizer, new_tokens, **options):
     if proposes(options):
         settings.min_new_tokens, settings.suppress_tokens = None, ends if isinstance(ends, list) else [ends]  # transformers 5.0 refuses the former
         settings.num_assistant_tokens_schedule, settings.assistant_confidence_threshold = "constant", 0.0
-    return settings, settings.update(**options)
+    try:
+        return settings, settings.update(**options)
+    except Exception as error:
+        problem = explained(error, LibraryError, *failed(options))
+    raise problem
+
+
+def failed(options):
+    """(what failed, what to do) where ``generate`` that was told ``options`` ends in an error of a library."""
+    return (FAILED[0], f"correct what generate was told ({', '.join(options)}), or leave it out") if options else FAILED
 
 
 @contextlib.contextmanager
@@ -116,11 +131,9 @@ def undone(folder):
 
     For a server, which takes from there what a request leaves open. Raises CheckpointError for a setting that no request can take back.
     """
-    from transformers import GenerationConfig
-
     if not (Path(folder) / "generation_config.json").is_file():
         return {}
-    unusual = _unusual(GenerationConfig.from_pretrained(folder))
+    unusual = _unusual(_read("GenerationConfig", folder, "generation_config.json"))
     if stays := [f"{name} to {value}" for name, (value, usual) in unusual.items() if usual is None]:
         raise CheckpointError(f"{folder}/generation_config.json sets {stays[0]}, which a server uses in each answer: take it out in a copy of the folder.")
     return {name: usual for name, (_, usual) in unusual.items()}
@@ -157,8 +170,8 @@ def not_finite(model, ids):
     handles = [module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output)) for name, module in model.named_modules() if name]
     try:
         with contextlib.suppress(_Found), torch.no_grad():
-            hidden = model.base_model(ids, use_cache=False)[0]
-            model.get_output_embeddings()(hidden[:, -1:])  # the last logits alone: all of them may not fit
+            hidden, head = model.base_model(ids, use_cache=False)[0], model.get_output_embeddings()
+            head(hidden[:, -1:].to(head.weight.dtype))  # the last logits alone: all of them may not fit. Mamba's sums have 32 bits
     finally:
         for handle in handles:
             handle.remove()

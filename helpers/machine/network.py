@@ -33,6 +33,8 @@ def direct():
 
 def is_address(text):
     """Whether ``text`` is an address of the web in full, for example http://127.0.0.1:8000/v1."""
+    if not isinstance(text, str):
+        return False
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not any(map(str.isspace, text))

@@ -24,7 +24,7 @@ def read_json(folder, name):
     """Return the JSON object in ``folder/name``. Raises CheckpointError if there is none."""
     try:
         content = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise CheckpointError(f"{folder} has no readable {name}: it is not a checkpoint, or a download was cut off: check the path, or fetch it again.")
@@ -147,10 +147,12 @@ class Shape:
 
 
 def settings(folder):
-    """Return the quantization_config of ``folder/config.json``, {} without one. Raises CheckpointError if it is no object."""
+    """Return the quantization_config of ``folder/config.json``, {} without one. Raises CheckpointError if it is no object, or names blocks by no text."""
     found = read_json(folder, "config.json").get("quantization_config") or {}
     if not isinstance(found, dict):
         raise CheckpointError(f"{folder}/config.json has a quantization_config that is no object ({found!r:.40}): fetch or build the checkpoint again.")
+    if not isinstance(blocks := found.get("block_name_to_quantize") or "", str):
+        raise CheckpointError(f"{folder}/config.json has a block_name_to_quantize that is no text ({blocks!r:.40}): correct it, or take it out.")
     return found
 
 

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from helpers import errors, machine
 from helpers.errors import CheckpointError, CourseError, DiskError, NotEnoughMemoryError
@@ -23,6 +24,7 @@ from helpers.models.catalogue import read_json, settings
 
 NORMS = ("input_layernorm", "post_attention_layernorm")  # of one block of a Llama
 INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: which tensor is in which
+PARTS = {name: ("I32", "I64") for name in ("qweight", "qzeros", "g_idx")} | {"scales": ("F16", "BF16", "F32")}  # of a GPTQ layer, and their types
 _count = count()
 
 
@@ -175,12 +177,10 @@ def newer(path, folder):
 
 
 def read_tensor(folder, name):
-    """Return the tensor ``name`` as it stands in the checkpoint ``folder``'s files, on the CPU, before any library has touched it."""
-    from safetensors import safe_open
-
-    shard = read_json(folder, INDEX)["weight_map"][name] if (Path(folder) / INDEX).is_file() else "model.safetensors"
-    with safe_open(Path(folder) / shard, framework="pt") as tensors:
-        return tensors.get_tensor(name)
+    """Return the tensor ``name`` as it stands in the checkpoint ``folder``'s files, on the CPU, before any library has touched it. Raises CheckpointError."""
+    if (stored := tensors(folder).get(name)) is None:
+        raise CheckpointError(f"{folder} has no tensor {name} in its files: check the name, or fetch the checkpoint again.")
+    return stored.read()
 
 
 def check_format(folder, format):
@@ -218,8 +218,8 @@ def check_method(folder, format):
 def check_folder(folder, format):
     """Raise CheckpointError unless ``folder`` holds a complete checkpoint in ``format`` (int8 and nf4 are made from 16-bit files).
 
-    Only the safetensors headers are read: every shard must be there, none cut off, no layer missing, and GPTQ's integers packed as config.json
-    says. Of an architecture whose tensors transformers renames while it loads, what is missing is said by it (see ``loading``).
+    Only the safetensors headers are read, and GPTQ's indices: every shard must be there, none cut off, no layer missing, and GPTQ's integers packed
+    as config.json says. Of an architecture whose tensors transformers renames while it loads, what is missing is said by it (see ``loading``).
     """
     folder, size = Path(folder), check_format(folder, format)
     found, gptq = _named(tensors(folder), size), format == "gptq"
@@ -228,17 +228,19 @@ def check_folder(folder, format):
             f"{folder} has experts in GPTQ's integers ({routed}), and transformers keeps the experts of a block as one tensor of 16 bits: take the"
             " unquantised checkpoint in bf16 (step 2), 8 bits (step 1) or NF4, or a model without experts."
         )
+    layers, wanted = size.quantised if gptq else {}, {}
+    unread = {f"{layer}.bias" for layer in layers} - set(size.tensors)  # programs wrote zeros for a bias that the model has not
+    if gptq:
+        _check_parts(folder, found, unread)
     if size.renamed:
         return
-    layers, wanted = size.quantised if gptq else {}, {}
     for name, tensor in size.tensors.items():
         layer, _, part = name.rpartition(".")
         if part == "weight" and layer in layers:
             wanted |= {f"{layer}.{piece}": shape for piece, (shape, _) in size.packed(layer).items()}
         else:
             wanted[name] = tensor.shape
-    optional = {f"{layer}.{piece}" for layer in layers for piece in ("qzeros", "g_idx", "bias")} | set(size.tied)
-    missing = sorted(set(wanted) - set(found) - optional)
+    missing = sorted(set(wanted) - set(found) - set(size.tied))
     if missing and (whole := missing[0].removesuffix("weight") + "qweight") in found:
         raise CheckpointError(
             f"{folder} has GPTQ's integers of {whole.removesuffix('.qweight')}, and its quantization_config leaves that layer out: correct"
@@ -246,15 +248,15 @@ def check_folder(folder, format):
         )
     if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, {missing[0]} for one: fetch or build the checkpoint again.")
-    for name, shape in sorted(found.items()):
-        if name not in wanted and name not in optional and not any(re.search(key, name) for key in (*size.ignored, r"rotary_emb\.inv_freq$")):
+    for name, (*_, shape) in sorted(found.items()):
+        if name not in {*wanted, *unread, *size.tied} and not any(re.search(key, name) for key in (*size.ignored, r"rotary_emb\.inv_freq$")):
             raise CheckpointError(
                 f"{folder} has a tensor that its config.json does not know ({name}), and a library would leave it out: correct config.json, or take another"
                 " checkpoint."
             )
-        if wanted.get(name) in (None, shape) or name in optional and name not in size.tied:
+        if wanted.get(name) in (None, shape):
             continue
-        if name.rpartition(".")[2] in ("qweight", "scales"):
+        if name.rpartition(".")[2] in ("qweight", "qzeros", "scales"):
             raise CheckpointError(
                 f"{folder} says {size.bits} bits in groups of {size.group_size}, and {name} is of shape {shape} in place of {wanted[name]}: correct"
                 " quantization_config in its config.json, or fetch the checkpoint again."
@@ -264,22 +266,57 @@ def check_folder(folder, format):
         )
 
 
+def _check_parts(folder, found, unread):
+    """Raise CheckpointError unless each GPTQ layer in ``found`` has all its parts, of their types, and inputs in groups that it has.
+
+    unread: biases, which must be 0. transformers says nothing of any of these: it computes with what lies in the memory, or with other numbers.
+    """
+    again = "fetch the checkpoint again, or take another"
+    for name in sorted(found):
+        layer, _, part = name.rpartition(".")
+        if name in unread and found[name].read().any():
+            raise CheckpointError(f"{folder} has a bias that config.json does not know ({name}), and a library would leave it out: take another checkpoint.")
+        if f"{layer}.qweight" not in found or part not in PARTS:
+            continue
+        if lost := [piece for piece in PARTS if f"{layer}.{piece}" not in found]:
+            raise CheckpointError(f"{folder} lacks {layer}.{lost[0]}, without which its integers are other weights: {again}.")
+        if found[name].kind not in PARTS[part]:
+            raise CheckpointError(f"{folder}: {name} has numbers of type {found[name].kind} in place of {PARTS[part][0]}: {again}.")
+        if part == "g_idx" and (index := found[name].read()).numel() and not 0 <= index.min() <= index.max() < found[f"{layer}.scales"].shape[0]:
+            raise CheckpointError(f"{folder}: {name} names groups that {layer}.scales does not have ({index.min()} to {index.max()}): {again}.")
+
+
 def _named(found, size):
     """``found`` with the model's names: some files leave out the name of its body, which transformers puts before them."""
-    return {name if name in size.tensors or (longer := f"{size.prefix}.{name}") not in size.tensors else longer: shape for name, shape in found.items()}
+    return {name if name in size.tensors or (longer := f"{size.prefix}.{name}") not in size.tensors else longer: stored for name, stored in found.items()}
+
+
+class Stored(NamedTuple):
+    """A tensor in a checkpoint's ``file``, where it has the name ``name``; kind: safetensors' name of its type."""
+
+    file: Path
+    name: str
+    kind: str
+    shape: tuple
+
+    def read(self):
+        """The tensor, on the CPU."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, framework="pt") as content:
+            return content.get_tensor(self.name)
 
 
 def tensors(folder):
-    """Return {name: shape} of all tensors in a checkpoint's files, from their headers. Raises CheckpointError if a file is missing, cut off or damaged."""
+    """Return {name: Stored} of all tensors in a checkpoint's files, from their headers. Raises CheckpointError if a file is missing, cut off or damaged."""
     folder, found = Path(folder), {}
     for name in _shards(folder):
         shard = folder / name
-        if not shard.is_file():
+        if not os.path.isfile(shard):  # a name that no disk takes is no error
             raise CheckpointError(f"{folder} lacks {name}: fetch or build the checkpoint again.")
-        shapes = _tensor_shapes(shard)
-        if shapes is None:
+        if (stored := _stored(shard)) is None:
             raise CheckpointError(f"{shard} is cut off or damaged ({shard.stat().st_size:,} bytes): fetch or build the checkpoint again.")
-        found.update(shapes)
+        found.update(stored)
     return found
 
 
@@ -287,7 +324,7 @@ def _shards(folder):
     """The names of a checkpoint's files of weights. Raises CheckpointError, which says what the folder has instead."""
     if (folder / INDEX).is_file():
         weight_map = read_json(folder, INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise CheckpointError(f"{folder} has no usable {INDEX}: fetch or build the checkpoint again.")
         return sorted(set(weight_map.values()))
     if (folder / "model.safetensors").is_file():
@@ -305,12 +342,13 @@ def _shards(folder):
     raise CheckpointError(f"{folder} lacks model.safetensors: fetch or build the checkpoint again.")
 
 
-def _tensor_shapes(shard):
-    """{name: shape} of a safetensors file, or None if it has none, or not exactly the length that its header announces. The weights are not read."""
+def _stored(shard):
+    """{name: Stored} of a safetensors file, or None if it has none, or not exactly the length that its header announces. The weights are not read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(shard, framework="np") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} or None
+            parts = {name: file.get_slice(name) for name in file.keys()}
+            return {name: Stored(shard, name, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()} or None
     except (SafetensorError, OSError):
         return None

@@ -63,6 +63,14 @@ def of(folder):
     return _of(str(folder), json.dumps(read_json(folder, "config.json"), sort_keys=True))
 
 
+def context(config):
+    """Return how many tokens a model of ``config`` (transformers' configuration) takes at most; None where it has no end, as of BLOOM and Mamba.
+
+    A model of several media has it in the part of its text. First used in notebook 06.
+    """
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 @lru_cache(maxsize=32)
 def _of(folder, config):
     return Sizes(folder)
@@ -73,7 +81,7 @@ class Sizes:
 
     tensors: {name: Tensor}, what two names share once. quantised: {name: (in features, out features)} of the layers that GPTQ quantises, by the
     checkpoint's own settings: all linear ones of the blocks, or those that it names. kept: a Kept for each layer with a cache. bits, group_size:
-    of GPTQ's integers. renamed: whether the files have other names for the tensors.
+    of GPTQ's integers. renamed: whether the files have other names for the tensors. context: see the function.
     """
 
     def __init__(self, folder):
@@ -89,7 +97,7 @@ class Sizes:
         self.hidden_size, self.num_hidden_layers = config.hidden_size, config.num_hidden_layers
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         self.intermediate_size = max(inner) if isinstance(inner, (list, tuple)) else inner
-        self.context = getattr(config, "max_position_embeddings", None)  # tokens that it takes at most; None: without an end
+        self.context = context(model.config)
         self.vocab_size = len(model.get_input_embeddings().weight)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.heads, self.prefix = getattr(config, "num_attention_heads", 0), model.base_model_prefix
@@ -213,7 +221,7 @@ def _skeleton(folder):
         import torch
         import transformers
     problem, named = "", f"{folder} holds a {kind!r} model"
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         why = "whose code lies in its own repository, and the course runs no code of checkpoints" if raw.get("auto_map") else "which it does not know"
         raise CheckpointError(f"{named}, {why} (transformers {transformers.__version__}): {TAKE}.")
     try:
@@ -227,7 +235,9 @@ def _skeleton(folder):
             with machine.quiet(), torch.device("meta"):
                 model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
                 model.tie_weights()  # transformers 5.0 has not done it
+            if (layers := config.get_text_config(decoder=True).num_hidden_layers) > 0:
                 return model
+            raise ValueError(f"num_hidden_layers is {layers}")
     except Exception as error:
         words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         problem = f"{folder}/config.json describes no model that transformers can build ({words}): correct it, fetch it again, or take another checkpoint."

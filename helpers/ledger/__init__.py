@@ -17,14 +17,13 @@ from typing import NamedTuple
 from helpers import ROOT, kernels, loading, machine
 from helpers.errors import CourseError, DiskError, ImpossibleFigureError
 from helpers.exercises.predictions import NEAR, guess
+from helpers.ledger.rows import SCHEMA, problem
 from helpers.machine.speed import LARGEST, bandwidth
 from helpers.models import choose, files
-from helpers.models.catalogue import STEPS, VARIANTS
-from helpers.models.choose import TIERS
+from helpers.models.catalogue import VARIANTS
 from helpers.setup import installed, results_dir
 from helpers.timing import NEW_TOKENS, PROMPT, UNSTEADY, Call, iqr, measure, seconds, spread
 
-SCHEMA = 1
 LOST = 0.1  # of a core: what a row's threads may lack
 SURE = 0.9  # of the floor: the best of two bandwidths measured in one minute differ by up to 4 % on a quiet machine, and a kernel may read better than torch's
 LOOKS = 3  # bandwidths that are measured before a row is refused: beside other programs one comes out too low, and the floor too high
@@ -36,12 +35,6 @@ COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the 
 # of the warm calls: what of a call; all others their wall time
 WARM = {"tpot_s": "tpot", "pass_s": "pass_time", "warm_ttft_s": "ttft", "warm_cpu_total_s": "cpu_total"}
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "huggingface_hub")
-REQUIRED = {
-    "schema": int, "date": str, "step": int, "title": str, "tier": str, "device": str, "checkpoint": str, "format": str, "prompt": str,
-    "completion": str, "new_tokens": int, "parameters": int, "weight_bytes": int, "read_bytes": int, "user_s": float, "sys_s": float,
-    "cpu_total_s": float, "wall_s": float, "ttft_s": float,
-}  # fmt: skip
-KNOWN = {"step": {0, *STEPS}, "tier": {*TIERS, "own"}}
 
 
 def make_row(step, timing, model, prediction=None, speed=None):
@@ -139,14 +132,14 @@ def refusal(row, rows=()):
     passes = [(call["wall"] - call["ttft"]) / (n - 1) for call in row["warm"] if (n := call.get("passes") or row["new_tokens"]) > 1]
     fastest, floor = min([*passes, row["warm_ttft_s"]]) if passes else inf, size / best
     resident = next((row[key] for key in ("resident_bytes", "peak_gpu_allocated_bytes", "peak_rss_bytes") if row.get(key) is not None), inf)
-    problem = ""
+    wrong = ""
     if fastest < SURE * floor:
         what = "token" if row.get("tokens_per_pass") in (None, 1) else "pass"
-        problem = f"{seconds(fastest)} a {what} is less than the {seconds(floor)} that reading its {size:,} bytes takes at {best / 1e9:.1f} GB/s"
+        wrong = f"{seconds(fastest)} a {what} is less than the {seconds(floor)} that reading its {size:,} bytes takes at {best / 1e9:.1f} GB/s"
     elif resident < row["read_bytes"]:
-        problem = f"a token reads {row['read_bytes']:,} bytes of weights, and only {resident:,} are in the memory after it"
+        wrong = f"a token reads {row['read_bytes']:,} bytes of weights, and only {resident:,} are in the memory after it"
     end = "This is an error of the measurement, so it was not written down: run it again when the machine is quiet."
-    return f"{row['title']}: {problem}. {end}" if problem else ""
+    return f"{row['title']}: {wrong}. {end}" if wrong else ""
 
 
 _kept = []  # (path or None, row) of what no disk has taken yet
@@ -156,8 +149,15 @@ def append(row, path=None):
     """Append ``row`` to the ledger, so that an interruption or a second notebook cannot mix or cut lines.
 
     A row that the disk does not take is printed and kept until this kernel ends: the next call writes it, and ``read`` returns it. Then
-    DiskError is raised.
+    DiskError is raised. Numbers that are not finite are written as null, which is said; ImpossibleFigureError is raised where a row is none
+    without them.
     """
+    found, row = row, _finite(row)
+    if lost := [f"{key} is {found[key]!r:.40}" for key in found if row[key] != found[key]]:
+        if problem(row):
+            wrong = f"{row.get('title')}: {lost[0]}, not finite"
+            raise ImpossibleFigureError(f"{wrong}. This is an error of the measurement, so it was not written down: run it again.")
+        print(f"{row['title']}: {', '.join(lost)}, not finite: the ledger keeps null in its place.", file=sys.stderr)
     line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     if (path, row) not in _kept:
         _kept.append((path, row))
@@ -166,16 +166,25 @@ def append(row, path=None):
         raise DiskError(f"{told} What was measured is kept until this kernel ends.")
 
 
+def _finite(value):
+    """``value``, of JSON, with None in place of each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_finite, value))
+    return None if isinstance(value, float) and not -inf < value < inf else value
+
+
 def _write_kept():
     """Write the rows that are kept; return why one was not written, or ""."""
-    problem = ""
+    told = ""
     for path, row in list(_kept):
         try:
             files.append(path or results_dir() / "ledger.jsonl", json.dumps(row, ensure_ascii=False, allow_nan=False))
             _kept.remove((path, row))
         except DiskError as error:
-            problem = str(error)
-    return problem
+            told = str(error)
+    return told
 
 
 def read(path=None, engine="transformers"):
@@ -192,11 +201,11 @@ def read(path=None, engine="transformers"):
             continue
         try:
             row = json.loads(line)
-            problem = _problem(row)
+            wrong = problem(row)
         except (ValueError, RecursionError):
-            problem = "is not valid JSON (a write was cut off?)"
-        if problem:
-            print(f"{path.name}, line {number} {problem}: skipped.", file=sys.stderr)
+            wrong = "is not valid JSON (a write was cut off?)"
+        if wrong:
+            print(f"{path.name}, line {number} {wrong}: skipped.", file=sys.stderr)
         else:
             rows.append(row)
     return [row for row in rows + kept if engine in (None, row.get("engine", "transformers"))]
@@ -254,22 +263,6 @@ def measure_step(step, **options):
     finally:
         model = None
         loading.release()
-
-
-def _problem(row):
-    """Why ``row`` is not a row of this ledger, or None."""
-    if not isinstance(row, dict) or row.get("schema") != SCHEMA:
-        return f"is not of schema {SCHEMA}"
-    for key, kind in REQUIRED.items():
-        value = row.get(key)
-        usable = isinstance(value, kind) and not isinstance(value, bool)
-        if usable and key in KNOWN:
-            usable = value in KNOWN[key]
-        elif usable and kind is float:
-            usable = 0 <= value < inf and (value > 0 or key != "wall_s")
-        if not usable:
-            return f"lacks a usable {key!r}"
-    return None
 
 
 def disturbed(row, key="warm_wall_s"):
