@@ -111,12 +111,28 @@ def test_the_mark_is_of_the_figures_that_are_shown():
 
 
 def test_a_difference_must_be_larger_than_the_noise():
-    assert ledger.difference([row(STEADY)], [row([w / 2 for w in STEADY])], "warm_wall_s")[:2] == (pytest.approx(-50), ledger.NOISE)
+    assert ledger.difference(2 * [row(STEADY)], 2 * [row([w / 2 for w in STEADY])], "warm_wall_s")[:2] == (pytest.approx(-50), ledger.NOISE)
     percent, noise, why = ledger.difference([row(STEADY), row([1.6, 1.61, 1.62])], [row(STEADY)], "warm_wall_s")  # two rows of one step lie far apart
     assert abs(percent) < noise and "repeats differ" in why
     loud = row([3.0, 3.0, 3.0], others=1.9)
     assert ledger.difference([row(STEADY)], [loud], "warm_wall_s")[1:] == (float("inf"), "small: other programs used 1.9 of 2 cores")
-    assert ledger.difference([row(STEADY)], [loud, row(STEADY)], "warm_wall_s")[:2] == (0, ledger.NOISE), "a calm row counts in place of a disturbed one"
+    calm = 2 * [row(STEADY)]
+    assert ledger.difference(calm, [loud, *calm], "warm_wall_s")[:2] == (0, ledger.NOISE), "calm rows count in place of a disturbed one"
+
+
+def test_one_run_does_not_tell_how_far_runs_lie_apart():
+    """Its warm calls may agree to a per cent, and those of the next run be 14 % slower: only a larger change is one, and a small one is none."""
+    for key, least in (("warm_wall_s", ledger.ONE_WARM), ("wall_s", ledger.ONE_COLD)):
+        for change in (0, 4, -4, least - 1, 1 - least, least + 1, -least - 1):
+            factor = 1 + change / 100
+            other = row([factor * wall for wall in STEADY], cold=2.0 * factor)
+            sign = 0 if abs(change) < ledger.NOISE else None if abs(change) < least else (change > 0) - (change < 0)
+            for before in ([row(STEADY)], 2 * [row(STEADY)]):
+                found = ledger.difference(before, [other], key)
+                assert found.sign == sign and found.noise == least and found.why == ("" if abs(change) < ledger.NOISE else found.why), (key, change)
+            assert ledger.difference(2 * [row(STEADY)], 2 * [other], key).sign == ((change > 0) - (change < 0) if abs(change) > ledger.NOISE else 0)
+    said = ledger.difference([row(STEADY)], [row([1.1 * wall for wall in STEADY])], "warm_wall_s").words("time")
+    assert said == "time too noisy to tell (+10 %, and one run of small does not tell how far runs lie apart)"
 
 
 def test_beside_another_program_a_difference_must_be_larger_still():
@@ -133,13 +149,13 @@ def test_measuring_again_heals():
     """One of five rows lies apart: their interquartile range is that of the other four."""
     torn = [row(STEADY), row([5.0] * 3)]
     assert ledger.difference(torn, [row([0.5] * 3)], "warm_wall_s").sign is None
-    assert ledger.difference([*torn, *[row(STEADY)] * 3], [row([0.5] * 3)], "warm_wall_s")[:2] == (pytest.approx(100 * (0.5 / 1.01 - 1)), ledger.NOISE)
+    assert ledger.difference([*torn, *[row(STEADY)] * 3], 2 * [row([0.5] * 3)], "warm_wall_s")[:2] == (pytest.approx(100 * (0.5 / 1.01 - 1)), ledger.NOISE)
 
 
 def test_the_noise_is_that_of_the_quantity_compared():
     """Repeats whose wall time is steady and whose first token comes at very different times."""
     calls = [vars(Call(1.0, 0.0, 1.0, ttft, 15)) for ttft in (0.1, 0.2, 0.3)]
-    rows = [row(STEADY) | {"warm": calls, "warm_ttft_s": 0.2}]
+    rows = 2 * [row(STEADY) | {"warm": calls, "warm_ttft_s": 0.2}]
     assert ledger.difference(rows, rows, "warm_ttft_s").noise == pytest.approx(50)  # (0.25 - 0.15) / 0.2
     assert ledger.difference(rows, rows, "warm_wall_s").noise == ledger.NOISE
 
@@ -173,7 +189,7 @@ def test_sentences_of_noisy_rows():
     said = compare.conclusions(rows)
     assert sum("too noisy" in sentence for sentence in said) == 5, said
     found = claims.Evidence("", {n: [r] for n, r in rows.items()}, {})
-    assert found.changes(1, 4, "wall_s").noise == float("inf") and found.changes(1, 2, "wall_s").noise == ledger.NOISE
+    assert found.changes(1, 4, "wall_s").noise == float("inf") and found.changes(1, 2, "wall_s").noise == ledger.ONE_COLD
 
 
 def test_a_bar_of_the_waterfall_knows_whether_it_is_noise():

@@ -27,8 +27,8 @@ def row(n, cold, warm, **other):
 
 
 def evidence(cold, warm, quality=(), **other):
-    """Four steps with these first and warm calls (s), a row each."""
-    rows = {n: [row(n, c, w, **other)] for n, (c, w) in enumerate(zip(cold, warm), start=1)}
+    """Four steps with these first and warm calls (s), two equal rows each: one alone would not tell how far runs lie apart."""
+    rows = {n: [row(n, c, w, **other) for _ in range(2)] for n, (c, w) in enumerate(zip(cold, warm), start=1)}
     return claims.Evidence("here", rows, {k: {"perplexity": p, "protocol": "p", "tier": "hub", "title": str(k), "tokens": 9} for k, p in quality})
 
 
@@ -71,7 +71,8 @@ def test_a_slow_type_is_not_what_fewer_bits_save():
 
 def unsteady(found, n):
     """The warm calls of step ``n`` differ by 40 %."""
-    found.steps[n][0]["warm"] = [found.steps[n][0]["warm"][0] | {"wall": wall * found.steps[n][0]["warm_wall_s"]} for wall in (0.8, 1, 1.2, 1.4, 1.6)]
+    for each in found.steps[n]:
+        each["warm"] = [each["warm"][0] | {"wall": wall * each["warm_wall_s"]} for wall in (0.8, 1, 1.2, 1.4, 1.6)]
 
 
 def test_calls_that_differ_much_decide_nothing():
@@ -159,9 +160,9 @@ def test_the_gap_between_wall_and_cpu():
     found = evidence((10, 1, 1, 1), (1, 1, 1, 1))
     for cpu, warm_cpu, expected in ((9.5, 0.9, claims.UNKNOWN), (4, 0.9, claims.NOT), (4, 0.3, claims.OTHERWISE)):
         calls = [call | {"user": warm_cpu - 0.1, "sys": 0.1} for call in found.steps[1][0]["warm"]]
-        found.steps[1][0] |= {"cpu_total_s": cpu, "warm": calls}
+        found.steps[1] = 2 * [found.steps[1][0] | {"cpu_total_s": cpu, "warm": calls}]
         assert verdict("gap_is_memory_work", found) == expected
-    found.steps[1][0] |= {"cold_others_cores": 1.0, "cores": 2}
+    found.steps[1] = 2 * [found.steps[1][0] | {"cold_others_cores": 1.0, "cores": 2}]
     assert verdict("gap_is_memory_work", found) == claims.UNKNOWN, "it waited for a processor that others used"
 
 
@@ -180,7 +181,8 @@ def test_better_completion_is_a_matter_of_perplexity(first, last, expected):
 def test_bits_of_bf16():
     found = evidence((1, 1, 1, 1), (1, 1, 1, 1))
     assert verdict("bf16_changes_the_type_only", found) == claims.HOLDS
-    found.steps[2][0]["weight_bytes_loaded"] = 210
+    for each in found.steps[2]:
+        each["weight_bytes_loaded"] = 210
     assert verdict("bf16_changes_the_type_only", found) == claims.NOT
 
 

@@ -225,12 +225,12 @@ def test_the_verdict_follows_from_the_rows():
         row("AMX (a)", "Q8_0", 0.1, 27e8),
         row("AMX (a)", "Q4_0", 0.0625, 15e8),
         row("AVX2 (b)", "Q4_0", 0.1875, 15e8),
-        row("wheel (c)", "Q4_K_M", 0.07, 16.5e8),
+        row("wheel (c)", "Q4_K_M", 0.0825, 20e8),
     ]
     first, *others = native.verdict(rows).splitlines()
-    assert first.startswith("Shortest time a token at 4 bits: AMX (a), Q4_0, 62.5 ms, 80% of the limit (1,500 MB at 30.0 GB/s")
+    assert first.startswith("2.7B, shortest time a token at 4 bits: AMX (a), Q4_0, 62.5 ms, 80% of the limit (1,500 MB at 30.0 GB/s")
     assert others == [
-        "wheel (c), Q4_K_M: 1.1 times as long, for 1.1 times the bytes: reading makes the difference.",
+        "wheel (c), Q4_K_M: 1.3 times as long, for 1.3 times the bytes: reading makes the difference.",
         "AVX2 (b), Q4_0: 3.0 times as long, for 1.0 times the bytes: computing makes the difference.",
     ]
     rows[2] |= {"others_cores": 1.5}

@@ -18,11 +18,11 @@ BITS = {16: ("bf16",), 8: ("int8", "Q8_0"), 4: ("gptq", "Q4_0", "Q4_K_M")}  # fo
 
 
 def figures():
-    """Return {bits: (GB, pieces of words a second as in the article, the same with llama.cpp's fastest type and build, or None)}."""
+    """Return {bits: (GB, pieces of words a second as in the article, the same with llama.cpp's fastest type as its wheel has it, or None)}."""
     rows, found = ledger.read(ROWS, engine=None), {}
     for bits, (usual, *others) in BITS.items():
         (own,) = [row for row in rows if "engine" not in row and row["format"] == usual]
-        speeds = [1 / row["tpot_s"] for row in rows if row.get("engine") == "llama.cpp" and row["dtype"] in others]
+        speeds = [1 / row["tpot_s"] for row in rows if row["title"] in (f"7B {type} (llama.cpp)" for type in others)]
         found[bits] = own["weight_bytes"] / 1e9, 1 / own["tpot_s"], max(speeds, default=None)
     return found
 
@@ -52,7 +52,7 @@ def sentence():
         f"{name} {found[n]['weight_bytes'] / 1e6:,.0f} MB, perplexity {found[n]['perplexity']:.1f}, {1 / rows[str(n)]['tpot_s']:.1f} pieces a second"
         for n, name in {1: "in 8 bits", 2: "in 16 bits", 3: "in 4 bits (GPTQ)"}.items()
     ]
-    return f"A small real model, Gemma 3 270M, on two processor cores, loaded as in the article's first three steps: {'; '.join(parts)}."
+    return f"A small real model, Gemma 3 270M, on two processor cores, in the formats of the article's first three steps, all computed in bfloat16: {'; '.join(parts)}."
 
 
 def table():

@@ -86,11 +86,14 @@ def conclusions(rows, history=None):
     warm = {n: r for n, r in rows.items() if r.get("warm_wall_s") and r.get("tpot_s")}
     if warm:
         starts = {n: ledger.difference(history[n], history[n], "warm_wall_s", "wall_s") for n in warm}
-        ratios = [1 + start.percent / 100 for start in starts.values()]
-        text = f"A first call took {min(ratios):.1f} to {max(ratios):.1f} times as long as a warm one"
-        troubled = [f"step {n}: {start.why}" for n, start in starts.items() if start.sign is None]
-        visible = "it measures start-up and decoding together" if max(start.sign or 0 for start in starts.values()) > 0 else "no start-up can be seen here"
-        said.append(f"{text}: {visible}." if not troubled else f"{text}, but that is too noisy to conclude from ({'; '.join(troubled)}).")
+        ratios = {n: 1 + start.percent / 100 for n, start in starts.items() if start.sign is not None}
+        troubled = "; ".join(f"step {n}: {start.why}" for n, start in starts.items() if n not in ratios)
+        if ratios:
+            visible = "it measures start-up and decoding together" if max(starts[n].sign for n in ratios) > 0 else "no start-up can be seen here"
+            names = f" (step {', '.join(map(str, ratios))}; too noisy to tell: {troubled})" if troubled else ""
+            said.append(f"A first call took {min(ratios.values()):.1f} to {max(ratios.values()):.1f} times as long as a warm one{names}: {visible}.")
+        else:
+            said.append(f"How long a first call takes, held against a warm one, is too noisy to tell ({troubled}).")
     if 1 in warm and 4 in warm:
         said.append(f"Warm call, step 1 to step 4: {differ(1, 4, 'warm_wall_s', 'wall time')}.")
     if 3 in warm and 4 in warm:

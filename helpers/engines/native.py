@@ -139,7 +139,8 @@ def verdict(rows):
     four = sorted((row for row in rows if row["dtype"].startswith("Q4")), key=lambda row: row["tpot_s"])
     best, cache = four[0], machine.last_level_cache()
     said = [
-        f"Shortest time a token at 4 bits: {best['layer_class']}, {best['dtype']}, {seconds(best['tpot_s'])}, {best['floor_tpot_s'] / best['tpot_s']:.0%} of the limit"
+        f"{best['title'].split()[0]}, shortest time a token at 4 bits: {best['layer_class']}, {best['dtype']}, {seconds(best['tpot_s'])},"
+        f" {best['floor_tpot_s'] / best['tpot_s']:.0%} of the limit"
         f" ({best['read_bytes'] / 1e6:,.0f} MB at {best['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, measured in the same minutes)."
     ]
     for row in four[1:]:

@@ -30,6 +30,7 @@ LOOKS = 3  # bandwidths that are measured before a row is refused: beside other 
 SETTINGS = ("bits", "group_size", "desc_act", "sym", "checkpoint_format")  # of a GPTQ checkpoint, as a row keeps them
 NOISE = 5  # per cent: a smaller change counts as none
 BESIDE = 30  # per cent: the noise of warm calls beside other programs, though cores were left: of the two threads of one core each slows the other
+ONE_COLD, ONE_WARM = 20, 15  # per cent: the noise where a side has one row: so far apart lay first and warm calls of several runs on a quiet machine
 MANY = 5  # rows of a step: from so many on, one that lies apart is no noise
 COLD = ("user_s", "sys_s", "cpu_total_s", "wall_s", "ttft_s")  # figures of the first call
 # of the warm calls: what of a call; all others their wall time
@@ -349,10 +350,10 @@ def difference(before, after, key, after_key=None):
     """Return the Difference of the figure ``key`` from rows ``before`` to rows ``after`` (there ``after_key``, if it is another).
 
     before, after: all rows of a step on one machine, at least one each; their ``middle`` is compared. The noise is how far the rows of one side
-    lie apart (of MANY rows, the interquartile range, so that measuring again heals), at least that range of their warm calls and NOISE, and BESIDE
-    where other programs ran; it has no end where only disturbed rows are there. A change that is not larger than the noise is none. First used in notebook 05.
+    lie apart (of MANY rows, the interquartile range, so that measuring again heals), at least that range of their warm calls and NOISE, ONE_COLD or
+    ONE_WARM where a side has one row, and BESIDE where other programs ran; it has no end where only disturbed rows are there. A change that is not larger than the noise is none. First used in notebook 05.
     """
-    middles, noise, why = [], NOISE, ""
+    middles, noise, why, one, alone = [], NOISE, "", 0, ""
     for rows, name in ((before, key), (after, after_key or key)):
         standing = calm(rows, name)
         if trouble := disturbed(standing[-1], name):
@@ -360,11 +361,15 @@ def difference(before, after, key, after_key=None):
         values, center = [_value(row, name) for row in standing], middle(rows, name)
         apart = iqr(values) if len(values) >= MANY else max(values) - min(values)
         noise = max(noise, 100 * apart / center, *(100 * _spread(row, name) for row in standing))
+        if len(standing) == 1:
+            one, alone = max(one, ONE_COLD if name in COLD else ONE_WARM), f"one run of {standing[0].get('title') or 'it'} does not tell how far runs lie apart"
         if noise < BESIDE and any(map(_beside, standing)):
             noise, why = BESIDE, why or f"other programs ran beside {standing[-1].get('title') or 'it'}"
         middles.append(center)
-    why = why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
-    return Difference(100 * (middles[1] - middles[0]) / middles[0], noise, why)
+    percent, why = 100 * (middles[1] - middles[0]) / middles[0], why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
+    if noise < one:
+        noise, why = one, alone if abs(percent) > NOISE else why
+    return Difference(percent, noise, why)
 
 
 def recorded_rows(files="*/ledger.jsonl"):

@@ -195,7 +195,8 @@ def threads(shape):
             new.write_text(json.dumps(before | {name: number}, indent=2) + "\n", encoding="utf-8")
     if len(medians) > 1:
         said = ", ".join(f"{time / medians[number]:.1f} times as long with {count}" for count, time in medians.items() if count != number)
-        print(f"Threads: {number} of {machine.cores()}. A token took {said} in a block of this shape (THREADS=n sets another number).")
+        rule = f"the fewest that take at most {SLOWER} times as long as the best number"
+        print(f"Threads: {number} of {machine.cores()}, {rule}. A token took {said} in a block of this shape (THREADS=n sets another number).")
     return number
 
 
