@@ -68,7 +68,8 @@ def context(config):
 
     A model of several media has it in the part of its text. First used in notebook 06.
     """
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config  # the transformers of 2024 has no such method
+    return getattr(config, "max_position_embeddings", None)
 
 
 @lru_cache(maxsize=32)
