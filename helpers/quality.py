@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 from datetime import UTC, datetime
+from functools import lru_cache
 from math import exp, inf, sqrt
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def batches(model, encoded):
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
         scored = mask[:, 1:].bool()
         try:
-            with torch.no_grad(), machine.all_cores(), _exact_head(model, scored):
+            with torch.no_grad(), _free_cores(), _exact_head(model, scored):
                 logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         except Exception as error:
             problem = machine.out_of_memory(error, str(model.device), "scoring") or library.explained(error, LibraryError, "scoring failed", library.FAILED[1])
@@ -88,6 +89,27 @@ def batches(model, encoded):
         if not logits.isfinite().all():
             library.check_finite(model, ids, surely=True)
         yield logits, ids[:, 1:][scored].to(logits.device)
+
+
+@lru_cache(maxsize=1)
+def _free():  # asked once: with another number of threads sums would be added in another order
+    return max(1, machine.cores() - round(machine.busy_cores()))
+
+
+@contextlib.contextmanager
+def _free_cores():
+    """Compute with all cores that are free meanwhile: many tokens at a time are long products, which gain from each, whatever a single token gains.
+
+    Where another program has one of two cores, two threads wait for each other, and a product takes many times as long.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(_free())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

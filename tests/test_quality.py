@@ -331,3 +331,23 @@ def test_a_disturbed_time_is_marked_in_the_row():
     tpot = pytest.approx(0.19 / 14)
     assert quality.speed(quiet) == {"tpot_s": tpot, "mark": ""} and quality.speed(loud) == {"tpot_s": tpot, "mark": "~ busy"}
     assert quality.speed(None)["tpot_s"] is None
+
+
+def test_scoring_leaves_the_cores_that_others_use(small, monkeypatch):
+    """Asked once, so that the sums of one process are added in one order; afterwards the threads are those from before."""
+    model, _, encoded, _ = small
+    before, used = torch.get_num_threads(), []
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    quality._free.cache_clear()
+    hook = model.register_forward_hook(lambda *_: used.append(torch.get_num_threads()))
+    try:
+        for others in (1.1, 0.0):
+            monkeypatch.setattr(machine, "busy_cores", lambda others=others: others)
+            next(quality.batches(model, encoded[:2]))
+        quality._free.cache_clear()
+        monkeypatch.setattr(machine, "busy_cores", lambda: 9.0)
+        next(quality.batches(model, encoded[:2]))
+    finally:
+        hook.remove()
+        quality._free.cache_clear()
+    assert used == [3, 3, 1] and torch.get_num_threads() == before

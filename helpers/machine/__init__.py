@@ -348,19 +348,6 @@ def busy_cores():
     return load.stop().others
 
 
-@contextlib.contextmanager
-def all_cores():
-    """Compute with all cores meanwhile: many tokens at a time are long products, which gain from each, whatever a single token gains."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(cores())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def cpu_times():
     """(user, sys) seconds of this process over all its threads."""
     return (getrusage(RUSAGE_SELF) if getrusage else os.times())[:2]
