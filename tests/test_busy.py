@@ -131,6 +131,8 @@ def test_one_run_does_not_tell_how_far_runs_lie_apart():
                 found = ledger.difference(before, [other], key)
                 assert found.sign == sign and found.noise == least and found.why == ("" if abs(change) < ledger.NOISE else found.why), (key, change)
             assert ledger.difference(2 * [row(STEADY)], 2 * [other], key).sign == ((change > 0) - (change < 0) if abs(change) > ledger.NOISE else 0)
+            asked_of_many = ledger.difference([row(STEADY)], [other], key, many=True)  # a class: its machines tell how far runs lie apart
+            assert asked_of_many.noise == ledger.NOISE and asked_of_many.percent == found.percent
     said = ledger.difference([row(STEADY)], [row([1.1 * wall for wall in STEADY])], "warm_wall_s").words("time")
     assert said == "time too noisy to tell (+10 %, and one run of small does not tell how far runs lie apart)"
 

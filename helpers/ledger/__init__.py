@@ -346,12 +346,13 @@ def middle(rows, key):
     return median(_value(row, key) for row in calm(rows, key))
 
 
-def difference(before, after, key, after_key=None):
+def difference(before, after, key, after_key=None, many=False):
     """Return the Difference of the figure ``key`` from rows ``before`` to rows ``after`` (there ``after_key``, if it is another).
 
     before, after: all rows of a step on one machine, at least one each; their ``middle`` is compared. The noise is how far the rows of one side
     lie apart (of MANY rows, the interquartile range, so that measuring again heals), at least that range of their warm calls and NOISE, ONE_COLD or
-    ONE_WARM where a side has one row, and BESIDE where other programs ran; it has no end where only disturbed rows are there. A change that is not larger than the noise is none. First used in notebook 05.
+    ONE_WARM where a side has one row, and BESIDE where other programs ran; it has no end where only disturbed rows are there. A change that is not larger than the noise is none.
+    many: whether many machines are asked, which tell how far runs lie apart, so that one row of each is enough. First used in notebook 05.
     """
     middles, noise, why, one, alone = [], NOISE, "", 0, ""
     for rows, name in ((before, key), (after, after_key or key)):
@@ -367,7 +368,7 @@ def difference(before, after, key, after_key=None):
             noise, why = BESIDE, why or f"other programs ran beside {standing[-1].get('title') or 'it'}"
         middles.append(center)
     percent, why = 100 * (middles[1] - middles[0]) / middles[0], why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
-    if noise < one:
+    if noise < one and not many:
         noise, why = one, alone if abs(percent) > NOISE else why
     return Difference(percent, noise, why)
 

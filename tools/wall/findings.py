@@ -45,7 +45,7 @@ class Place:
         both = [[row for row in self.steps.get(step, ()) if row.get(quantity)] for step in (before, after)]
         if not all(both):
             return None
-        found = ledger.difference(*both, quantity)
+        found = ledger.difference(*both, quantity, many=True)
         return 1 + found.percent / 100, {-1: FALLS, None: UNKNOWN}.get(found.sign, NOT), found.below(stated + ledger.NOISE)
 
 
