@@ -93,7 +93,7 @@ def batches(model, encoded):
 
 @lru_cache(maxsize=1)
 def _free():  # asked once: with another number of threads sums would be added in another order
-    return max(1, machine.cores() - round(machine.busy_cores()))
+    return machine.free_cores(machine.busy_cores())
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def pip(*arguments):
     if done.returncode:
         reasons = re.findall(r"^(?:ERROR|error): (.*)$", done.stderr, flags=re.M) or done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         told = network.trouble(OSError(done.stderr), network.PYPI) or errors.disk_trouble(OSError(done.stderr), "TMPDIR")
-        advice = told or f"{reasons[0]}: check the network (on Kaggle: Settings > Turn on internet)"
+        advice = told or f"{reasons[0]}: {network.CHECK}"
         raise PackagesError(f"Packages could not be added, {advice} and run this cell again; nothing was changed.")
 
 

@@ -354,22 +354,22 @@ def difference(before, after, key, after_key=None, many=False):
     ONE_WARM where a side has one row, and BESIDE where other programs ran; it has no end where only disturbed rows are there. A change that is not larger than the noise is none.
     many: whether many machines are asked, which tell how far runs lie apart, so that one row of each is enough. First used in notebook 05.
     """
-    middles, noise, why, one, alone = [], NOISE, "", 0, ""
-    for rows, name in ((before, key), (after, after_key or key)):
-        standing = calm(rows, name)
+    sides, noise, why = [(calm(rows, name), name) for rows, name in ((before, key), (after, after_key or key))], NOISE, ""
+    for standing, name in sides:
         if trouble := disturbed(standing[-1], name):
             noise, why = inf, ": ".join(filter(None, (standing[-1].get("title"), trouble)))
-        values, center = [_value(row, name) for row in standing], middle(rows, name)
+        values = [_value(row, name) for row in standing]
         apart = iqr(values) if len(values) >= MANY else max(values) - min(values)
-        noise = max(noise, 100 * apart / center, *(100 * _spread(row, name) for row in standing))
-        if len(standing) == 1:
-            one, alone = max(one, ONE_COLD if name in COLD else ONE_WARM), f"one run of {standing[0].get('title') or 'it'} does not tell how far runs lie apart"
+        noise = max(noise, 100 * apart / median(values), *(100 * _spread(row, name) for row in standing))
         if noise < BESIDE and any(map(_beside, standing)):
             noise, why = BESIDE, why or f"other programs ran beside {standing[-1].get('title') or 'it'}"
-        middles.append(center)
-    percent, why = 100 * (middles[1] - middles[0]) / middles[0], why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
-    if noise < one and not many:
-        noise, why = one, alone if abs(percent) > NOISE else why
+    first, second = (middle(*side) for side in sides)
+    percent, why = 100 * (second - first) / first, why or (f"repeats differ by {noise:.0f} %" if noise > NOISE else "")
+    alone = [(ONE_COLD if name in COLD else ONE_WARM, standing[0]) for standing, name in sides if len(standing) == 1 and not many]
+    if alone and noise < (least := max(limit for limit, _ in alone)):
+        noise = least
+        if abs(percent) > NOISE:
+            why = f"one run of {alone[-1][1].get('title') or 'it'} does not tell how far runs lie apart"
     return Difference(percent, noise, why)
 
 

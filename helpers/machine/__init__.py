@@ -348,6 +348,11 @@ def busy_cores():
     return load.stop().others
 
 
+def free_cores(others):
+    """How many cores are left where other programs use ``others``, at least 1: one that they use is none for threads that wait for each other."""
+    return max(1, round(cores() - others))
+
+
 def cpu_times():
     """(user, sys) seconds of this process over all its threads."""
     return (getrusage(RUSAGE_SELF) if getrusage else os.times())[:2]

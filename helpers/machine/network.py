@@ -16,6 +16,7 @@ CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_
 SECONDS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")  # read when the Hub's library is imported, as whole numbers
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 UNREACHED = {"ConnectError", "ConnectTimeout", "ProxyError", "ConnectionError", "RemoteProtocolError", "ClientConnectorError", "ClientHttpProxyError"}
+CHECK = "check the network (on Kaggle: Settings > Turn on internet)"
 AGAIN = "or delete the variable, and restart the kernel"
 
 
@@ -58,7 +59,7 @@ def advice():
     given = os.environ.get("HF_ENDPOINT")
     if given and urlsplit(given).hostname != urlsplit(HUB).hostname:
         return f"HF_ENDPOINT sends its requests to {re.sub('//[^/]*@', '//', given)}: check that address, {AGAIN}"
-    return "check the network (on Kaggle: Settings > Turn on internet)"
+    return CHECK
 
 
 def _unusable(path, name):

@@ -186,8 +186,7 @@ def threads(shape):
     load = machine.Load()
     medians = _block_times(shape)
     others = load.stop().others
-    free = machine.cores() if others < machine.QUIET else max(1, round(machine.cores() - others))  # a core that others use is none for threads that wait
-    medians = {count: time for count, time in medians.items() if count <= free or medians[1] > LONG}
+    medians = {count: time for count, time in medians.items() if count <= machine.free_cores(others) or medians[1] > LONG}
     number = min(count for count, time in medians.items() if time <= SLOWER * min(medians.values()))
     if others < machine.QUIET:
         with contextlib.suppress(OSError, ValueError, TypeError), files.whole(results_dir() / "threads.json") as new:  # it only saves the measuring
